@@ -1,0 +1,84 @@
+"""Talking to a mounted vault: JSON lines over a socket in its state folder.
+
+A request is one line, ``{"do": "status"}``; the answers are lines, the last of them with
+``"done": true``. Errors are ``{"error": …, "exit_code": …, "done": true}``. The folder's mode
+keeps everybody else out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import trio
+
+from cryptfs.errors import CryptfsError
+
+Message: TypeAlias = dict[str, Any]
+
+MAX_LINE: Final = 1 << 20
+
+
+@contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """Gives the socket a path that fits into the 108 bytes that an address has room for."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+def listen(path: Path) -> trio.SocketListener:
+    """Returns a listener at ``path``; the caller holds the lock, so what is there is stale."""
+    path.unlink(missing_ok=True)
+    plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    with _short(path) as address:
+        plain.bind(address)
+    os.chmod(path, 0o600)
+    plain.listen(16)
+    return trio.SocketListener(trio.socket.from_stdlib_socket(plain))
+
+
+async def read_messages(stream: trio.abc.ReceiveStream) -> AsyncIterator[Message]:
+    """Yields what comes, until the other side ends."""
+    waiting = bytearray()
+    async for data in stream:
+        waiting += data
+        while (end := waiting.find(b"\n")) >= 0:
+            yield json.loads(waiting[:end])
+            del waiting[: end + 1]
+        if len(waiting) > MAX_LINE:
+            raise CryptfsError("a line on the control socket is too long")
+
+
+async def send_message(stream: trio.abc.SendStream, message: Message) -> None:
+    await stream.send_all(json.dumps(message).encode() + b"\n")
+
+
+def ask(path: Path, request: Message) -> Iterator[Message]:
+    """Sends a request and yields the answers, the last one included. Blocking, for commands.
+
+    Raises CryptfsError when nobody listens, or when the other side ends without an answer.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as plain:
+        try:
+            with _short(path) as address:
+                plain.connect(address)
+        except OSError as error:
+            raise CryptfsError(
+                "the mounted vault does not answer; it may just be starting or ending"
+            ) from error
+        plain.sendall(json.dumps(request).encode() + b"\n")
+        with plain.makefile("rb") as lines:
+            for line in lines:
+                message: Message = json.loads(line)
+                yield message
+                if message.get("done"):
+                    return
+    raise CryptfsError("the mounted vault ended before it answered; see its log")

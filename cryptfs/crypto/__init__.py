@@ -1,0 +1,1 @@
+"""Keys, sealing and opening: pure functions, and the only home of `cryptography` and `blake3`."""

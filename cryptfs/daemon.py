@@ -1,0 +1,362 @@
+"""A mount's life: the process behind a mounted vault, from its start to its last publish.
+
+Started as ``python -m cryptfs.daemon`` with a JSON object on standard input (the recovery key
+among it: never in argv or the environment). It answers on standard output with one JSON line,
+``{"ready": true, …}`` or ``{"error": …, "exit_code": …}``, and goes on in the background.
+
+A process of its own, and not a fork: threads and an event loop do not survive a fork, and the
+kilobytes of a command line tool and the megabytes of a password hash stay out of it.
+
+| where it dies        | what the kernel has               | what the next mount does         |
+|----------------------|-----------------------------------|----------------------------------|
+| serving              | a mount that answers ENOTCONN     | says how to clear it             |
+| ending, before it    | nothing: unmounted                | goes on from the last settle     |
+| is published         |                                   | and publishes                    |
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+import pyfuse3
+import trio
+
+from cryptfs.control import Message, listen, read_messages, send_message
+from cryptfs.crypto.keys import VaultKeys
+from cryptfs.crypto.recovery_key import RecoveryKey
+from cryptfs.errors import CryptfsError, FuseUnavailable
+from cryptfs.fuse import Handlers
+from cryptfs.nursery import open_nursery
+from cryptfs.remote.location import open_remote
+from cryptfs.sync.policy import PublishPolicy
+from cryptfs.sync.publish import Upload
+from cryptfs.unlock import Unlocked
+from cryptfs.vault import Surroundings, Vault, open_vault
+
+log = logging.getLogger(__name__)
+
+READ_AHEAD_KIB: Final = 1024
+"""Asked of the kernel where we may (as root): eight chunks a request instead of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class MountRequest:
+    """What the daemon is told on standard input. ``digits`` are secret."""
+
+    url: str
+    mountpoint: str
+    state_root: str
+    device_name: str
+    digits: str
+    read_only: bool = False
+    allow_other: bool = False
+    accept_rollback: bool = False
+    foreground: bool = False
+
+    def encode(self) -> bytes:
+        return json.dumps({field.name: getattr(self, field.name) for field in fields(self)}).encode()
+
+    def __repr__(self) -> str:
+        return f"MountRequest({self.url!r}, {self.mountpoint!r})"
+
+
+class Mount:
+    """One mounted vault and those who ask it things."""
+
+    def __init__(self, vault: Vault, request: MountRequest):
+        self._vault = vault
+        self._request = request
+        self._policy = PublishPolicy(
+            vault.view.database,
+            vault.view.progress,
+            vault.publisher,
+            lambda: vault.dirty.size_bytes,
+        )
+        self._publish_at_end = True
+        self._ended = trio.Event()
+
+    # -- life ------------------------------------------------------------------------------
+
+    async def serve(self, report_ready: Callable[[], None]) -> None:
+        """Serves until unmounted; then settles, publishes, and returns."""
+        vault, mountpoint = self._vault, self._request.mountpoint
+        handlers = Handlers(vault.fs, vault.disk.statvfs, read_only=self._request.read_only)
+        _mount(handlers, self._request)
+        mounted = True
+        try:
+            async with open_nursery() as nursery:
+                listener = listen(vault.view.state.control)
+                await vault.run(nursery)
+                nursery.start_soon(trio.serve_listeners, self._answer, [listener])
+                nursery.start_soon(self._end_on_signal)
+                if not self._request.read_only:
+                    nursery.start_soon(self._policy.run)
+                nursery.start_soon(_raise_read_ahead, mountpoint)
+                nursery.start_soon(self._tell_when_usable, report_ready)
+                await pyfuse3.main()
+                pyfuse3.close(unmount=False)
+                mounted = False
+                await self._finish()
+                self._ended.set()
+                await trio.sleep(0.05)  # lets those who wait for the end hear of it
+                nursery.cancel_scope.cancel()
+        finally:
+            if mounted:
+                pyfuse3.close(unmount=True)
+            vault.view.state.control.unlink(missing_ok=True)
+
+    async def _tell_when_usable(self, report_ready: Callable[[], None]) -> None:
+        await trio.to_thread.run_sync(os.stat, self._request.mountpoint)
+        gc.collect()
+        gc.freeze()  # what is there now stays: the collector need not look at it again
+        report_ready()
+
+    async def _finish(self) -> None:
+        """After the kernel let go: everything is settled, and published unless told not to."""
+        await self._vault.settler.settle()
+        if not self._publish_at_end or self._request.read_only:
+            return
+        try:
+            await self._vault.publisher.publish()
+        except CryptfsError as error:
+            log.warning("unmounted with unpublished changes: %s", error)
+
+    async def _end_on_signal(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                log.info("ending on signal %d", number)
+                # What the kernel holds back comes first; a child process asks it, because
+                # this one has to answer.
+                await _run("sync", "-f", self._request.mountpoint)
+                if not await _run(*_unmount_command(self._request.mountpoint, lazy=False)):
+                    await _run(*_unmount_command(self._request.mountpoint, lazy=True))
+
+    # -- questions -------------------------------------------------------------------------
+
+    async def _answer(self, stream: trio.SocketStream) -> None:
+        async with stream:
+            async for request in read_messages(stream):
+                try:
+                    await self._do(request, stream)
+                except CryptfsError as error:
+                    await send_message(stream, error_message(error))
+                except trio.BrokenResourceError:
+                    return
+
+    async def _do(self, request: Message, stream: trio.SocketStream) -> None:
+        match request.get("do"):
+            case "status":
+                await send_message(stream, self.status() | {"done": True})
+            case "publish":
+                await self._publish(stream)
+            case "leave":
+                self._publish_at_end = bool(request.get("publish", True))
+                await send_message(stream, {"done": True})
+            case "wait":
+                await self._ended.wait()
+                await send_message(stream, self.status() | {"done": True})
+            case other:
+                raise CryptfsError(f"unknown request {other!r}")
+
+    async def _publish(self, stream: trio.SocketStream) -> None:
+        newest: Upload | None = None
+        changed = trio.Event()
+        finished = False
+
+        def note(upload: Upload) -> None:
+            nonlocal newest
+            newest = upload
+            changed.set()
+
+        async def tell() -> None:
+            nonlocal changed
+            while not finished:
+                await changed.wait()
+                changed = trio.Event()
+                if newest is not None:
+                    await send_message(
+                        stream,
+                        {
+                            "epoch": newest.epoch,
+                            "sent_bytes": newest.sent_bytes,
+                            "total_bytes": newest.total_bytes,
+                        },
+                    )
+                await trio.sleep(0.1)
+
+        async with open_nursery() as nursery:
+            nursery.start_soon(tell)
+            if not self._request.read_only:
+                await self._vault.publisher.publish(note)
+            nursery.cancel_scope.cancel()
+        finished = True
+        await send_message(stream, self.status() | {"done": True})
+
+    def status(self) -> Message:
+        """What ``cryptfs status --json`` shows of a mounted vault."""
+        vault = self._vault
+        progress = vault.view.progress
+        last = progress.last_published()
+        upload = vault.publisher.under_way
+        inodes, size_bytes = vault.view.tree.totals()
+        compressed, deduplicated = progress.saved_bytes()
+        problem = vault.settler.gate.broken or self._policy.last_error
+        return {
+            "pid": os.getpid(),
+            "mountpoint": self._request.mountpoint,
+            "vault": self._request.url,
+            "vault_id": vault.view.keys.vault_id.hex(),
+            "read_only": self._request.read_only,
+            "device": self._request.device_name,
+            "epoch": progress.published_epoch,
+            "published_at": None if last is None else format_time(last.time_ns),
+            "dirty_bytes": vault.dirty.size_bytes,
+            "unpublished_bytes": vault.unpublished_bytes(),
+            "unpublished_changes": vault.has_unpublished(),
+            "uploading": None
+            if upload is None
+            else {"sent_bytes": upload.sent_bytes, "total_bytes": upload.total_bytes},
+            "inodes": inodes,
+            "size_bytes": size_bytes,
+            "compression_saved_bytes": compressed,
+            "dedup_saved_bytes": deduplicated,
+            "problem": None if problem is None else str(problem),
+        }
+
+
+def error_message(error: CryptfsError) -> Message:
+    return {"error": str(error), "exit_code": error.exit_code, "done": True}
+
+
+def format_time(time_ns: int) -> str:
+    """Returns a time as ISO 8601 in UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time_ns // 1_000_000_000))
+
+
+# -- the kernel's side ---------------------------------------------------------------------
+
+
+def _mount(handlers: Handlers, request: MountRequest) -> None:
+    options = {"fsname=cryptfs", "subtype=cryptfs"}
+    if request.allow_other:
+        options |= {"allow_other", "default_permissions"}
+    if request.read_only:
+        options.add("ro")
+    try:
+        pyfuse3.init(handlers, request.mountpoint, options)
+    except RuntimeError as error:
+        reason = ""
+        if request.allow_other and os.getuid() != 0:
+            reason = "; for --allow-other, /etc/fuse.conf needs the line user_allow_other"
+        raise FuseUnavailable(
+            f"the kernel refused the mount at {request.mountpoint}{reason}"
+        ) from error
+
+
+def _unmount_command(mountpoint: str, *, lazy: bool) -> list[str]:
+    return ["fusermount3", "-u", *(["-z"] if lazy else []), "--", mountpoint]
+
+
+async def _run(*command: str) -> bool:
+    """Runs a command beside the event loop; returns whether it succeeded."""
+    try:
+        done = await trio.run_process(
+            list(command), check=False, capture_stdout=True, capture_stderr=True
+        )
+    except OSError as error:
+        log.warning("%s: %s", command[0], error)
+        return False
+    if done.returncode:
+        log.warning("%s: %s", command[0], done.stderr.decode(errors="replace").strip())
+    return done.returncode == 0
+
+
+async def _raise_read_ahead(mountpoint: str) -> None:
+    """Lets the kernel ask for more at once. A nicety: without it all works, in smaller steps."""
+
+    def raise_it() -> None:
+        device = os.stat(mountpoint).st_dev
+        path = f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
+        with open(path, "w") as setting:
+            setting.write(str(READ_AHEAD_KIB))
+
+    try:
+        await trio.to_thread.run_sync(raise_it)
+    except OSError as error:
+        log.debug("the kernel's read-ahead stays as it is: %s", error)
+
+
+# -- the process ---------------------------------------------------------------------------
+
+
+async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
+    """Opens the vault, mounts it, and serves it to its end."""
+    key = RecoveryKey(request.digits.encode())
+    unlocked = Unlocked(key, VaultKeys.derive(key), None)
+    around = Surroundings(
+        Path(request.state_root), request.device_name, time.time_ns, os.urandom
+    )
+    remote = open_remote(request.url)
+    vault = await open_vault(
+        remote,
+        unlocked,
+        around,
+        mountpoint=request.mountpoint,
+        accept_rollback=request.accept_rollback,
+    )
+    try:
+        for notice in vault.notices:
+            log.warning("%s", notice)
+        mount = Mount(vault, request)
+        await mount.serve(lambda: report({"ready": True, "notices": vault.notices} | mount.status()))
+    finally:
+        vault.close()
+        await remote.close()
+
+
+def main() -> int:
+    """The process. Its answer goes to standard output, everything later to the log."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # keys must not end up in a core dump
+    request = MountRequest(**json.loads(sys.stdin.buffer.readline()))
+    answered = False
+
+    def report(message: Message) -> None:
+        nonlocal answered
+        answered = True
+        print(json.dumps(message), flush=True)
+        if not request.foreground:
+            null = os.open(os.devnull, os.O_RDWR)
+            for fd in (0, 1):
+                os.dup2(null, fd)
+
+    try:
+        trio.run(run, request, report)
+    except CryptfsError as error:
+        if not answered:
+            report(error_message(error))
+        log.error("%s", error)
+        return error.exit_code
+    return 0
+
+
+def configure_log(path: Path | None) -> None:
+    """Sends warnings and what matters to ``path``, or to standard error."""
+    logging.basicConfig(
+        filename=path, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""From bytes to objects and back: pure functions. docs/FORMAT.md is normative."""

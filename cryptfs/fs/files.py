@@ -1,0 +1,247 @@
+"""Reading, writing and truncating what is in files: dirty chunks over sealed ones."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+import trio
+
+from cryptfs.errors import OutOfSpace
+from cryptfs.fs.dirty import DirtyChunk, DirtyChunks
+from cryptfs.fs.reader import AHEAD_CHUNKS, ChunkReader
+from cryptfs.fs.sealing import Sealing
+from cryptfs.fs.settle import Gate
+from cryptfs.ids import CHUNK_SIZE, MAX_ID, ClockNs
+from cryptfs.store.content import ChunkRef, Content
+from cryptfs.store.tree import Tree
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+_TRACKED_READERS: Final = 1024
+
+
+class Files:
+    def __init__(
+        self,
+        tree: Tree,
+        content: Content,
+        dirty: DirtyChunks,
+        reader: ChunkReader,
+        sealing: Sealing,
+        gate: Gate,
+        clock_ns: ClockNs,
+        free_bytes: Callable[[], int],
+    ):
+        self._tree = tree
+        self._content = content
+        self._dirty = dirty
+        self._reader = reader
+        self._sealing = sealing
+        self._gate = gate
+        self._clock_ns = clock_ns
+        self._free_bytes = free_bytes
+        self._nursery: trio.Nursery | None = None
+        self._read_up_to: dict[int, int] = {}
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Gives reads ahead a place to run; without it there are none."""
+        self._nursery = nursery
+
+    # -- reading ---------------------------------------------------------------------------
+
+    async def read(self, inode: int, offset: int, length: int) -> Buffer:
+        """Returns the bytes from ``offset``, fewer at the end of the file."""
+        row = self._tree.inode(inode)
+        if row is None:
+            raise OSError(errno.ENOENT, "no such inode")
+        length = min(length, row.size - offset)
+        if length <= 0:
+            return b""
+        first, last = offset // CHUNK_SIZE, (offset + length - 1) // CHUNK_SIZE
+        # What is dirty now is picked up now: it may be sealed, and gone from here, while the
+        # rest is loaded.
+        contents: dict[int, Buffer] = {
+            idx: chunk.data
+            for idx, chunk in self._dirty.of(inode).items()
+            if first <= idx <= last
+        }
+        if len(contents) <= last - first:
+            refs = self._content.extents(inode, first, last)
+            wanted = [ref for idx, ref in refs.items() if idx not in contents]
+            if wanted:
+                loaded = await self._reader.load(wanted)
+                for idx, ref in refs.items():
+                    contents.setdefault(idx, loaded.get(ref.id, b""))
+                if offset + length < last * CHUNK_SIZE + refs.get(last, wanted[0]).place.plain:
+                    self._keep_for_next(refs.get(last), loaded)
+            self._read_ahead(inode, first, last, row.size)
+        if first == last:
+            return _slice(contents.get(first, b""), offset - first * CHUNK_SIZE, length)
+        answer = bytearray(length)
+        for idx, content in contents.items():
+            begin = idx * CHUNK_SIZE
+            piece = memoryview(content)[max(offset - begin, 0) : max(offset + length - begin, 0)]
+            at = max(begin - offset, 0)
+            answer[at : at + len(piece)] = piece
+        return answer
+
+    def _keep_for_next(self, ref: ChunkRef | None, loaded: dict[int, bytes]) -> None:
+        """Keeps a chunk that was read in part: the next small read wants it too."""
+        if ref is not None and ref.id in loaded:
+            self._reader.keep(ref.id, loaded[ref.id])
+
+    def _read_ahead(self, inode: int, first: int, last: int, size: int) -> None:
+        """Opens the next chunks, by the block, if this read goes on where the last one ended."""
+        last_of_file = (size - 1) // CHUNK_SIZE
+        if last >= last_of_file or self._nursery is None:
+            return
+        expected = self._read_up_to.get(inode, -1)
+        if len(self._read_up_to) >= _TRACKED_READERS:
+            self._read_up_to.clear()
+        self._read_up_to[inode] = last
+        block = last // AHEAD_CHUNKS
+        goes_on = expected < first <= expected + AHEAD_CHUNKS
+        if not goes_on or (expected >= 0 and block == expected // AHEAD_CHUNKS):
+            return
+        ahead_to = min(last_of_file, (block + 2) * AHEAD_CHUNKS - 1)
+        dirty = self._dirty.of(inode)
+        refs = self._content.extents(inode, last + 1, ahead_to)
+        ahead = [ref for idx, ref in refs.items() if idx not in dirty]
+        if ahead:
+            self._nursery.start_soon(self._reader.load_ahead, ahead)
+
+    # -- writing ---------------------------------------------------------------------------
+
+    async def write(self, inode: int, offset: int, data: bytes) -> int:
+        """Takes over ``data``; it is in memory until the next settle. Returns its length.
+
+        Raises OSError: ENOSPC when the disk has no room for it, EFBIG past 2**63 bytes.
+        """
+        end = offset + len(data)
+        if end > MAX_ID:
+            raise OSError(errno.EFBIG, "file too large")
+        if self._free_bytes() < len(data) + self._dirty.size_bytes:
+            raise OSError(errno.ENOSPC, "no room for more")
+        view = memoryview(data)
+        while True:
+            try:
+                await self._sealing.wait_for_room()
+            except OutOfSpace as error:
+                raise OSError(errno.ENOSPC, str(error)) from error
+            await self._gate.passage()
+            if not await self._load_partial(inode, offset, end):
+                break
+        now = trio.current_time()
+        at = offset
+        while at < end:
+            idx, start = divmod(at, CHUNK_SIZE)
+            piece = view[at - offset : at - offset + CHUNK_SIZE - start]
+            chunk = self._dirty.of(inode).get(idx)
+            if chunk is None:
+                chunk = DirtyChunk(inode, idx)
+                self._dirty.add(chunk)
+            self._dirty.put(chunk, start, piece, now)
+            if chunk.is_complete:
+                self._sealing.enqueue(chunk)
+            at += len(piece)
+        self._tree.grow(inode, end, self._clock_ns())
+        return len(data)
+
+    async def _load_partial(self, inode: int, offset: int, end: int) -> bool:
+        """Makes sealed chunks that will be overwritten only in part dirty, with their content.
+
+        Returns whether it had to wait; then everything may have changed meanwhile.
+        """
+        first, last = offset // CHUNK_SIZE, (end - 1) // CHUNK_SIZE
+        partial = {idx for idx in (first, last) if idx not in self._dirty.of(inode)}
+        if offset % CHUNK_SIZE == 0 and end >= (first + 1) * CHUNK_SIZE:
+            partial.discard(first)
+        if end % CHUNK_SIZE == 0 and (last > first or offset % CHUNK_SIZE == 0):
+            partial.discard(last)
+        refs: dict[int, ChunkRef] = {}
+        for idx in partial:
+            ref = self._content.extents(inode, idx, idx).get(idx)
+            # Nothing is left of a chunk that is overwritten from its start to beyond its end.
+            if ref and not (
+                offset <= idx * CHUNK_SIZE and end >= idx * CHUNK_SIZE + ref.place.plain
+            ):
+                refs[idx] = ref
+        if not refs:
+            return False
+        await self._make_dirty(inode, refs)
+        return True
+
+    async def _make_dirty(self, inode: int, refs: dict[int, ChunkRef]) -> None:
+        loaded = await self._reader.load(list(refs.values()))
+        await self._gate.passage()
+        current = self._content.extents(inode, min(refs), max(refs))
+        for idx, ref in refs.items():
+            still = current.get(idx)
+            if still is not None and still.id == ref.id and idx not in self._dirty.of(inode):
+                chunk = DirtyChunk(inode, idx, loaded[ref.id])
+                chunk.touched = trio.current_time()
+                self._dirty.add(chunk)
+
+    async def truncate(self, inode: int, size: int) -> None:
+        """Cuts the content behind ``size``, or lets zeros follow. The caller writes the inode,
+        before it waits for anything.
+        """
+        if size > MAX_ID:
+            raise OSError(errno.EFBIG, "file too large")
+        while True:
+            await self._gate.passage()
+            row = self._tree.inode(inode)
+            if row is None:
+                raise OSError(errno.ENOENT, "no such inode")
+            if size >= row.size:
+                return
+            idx, length = divmod(size, CHUNK_SIZE)
+            if length and idx not in self._dirty.of(inode):
+                ref = self._content.extents(inode, idx, idx).get(idx)
+                if ref is not None and ref.place.plain > length:
+                    await self._make_dirty(inode, {idx: ref})
+                    continue
+            break
+        first_gone = idx + 1 if length else idx
+        chunk = self._dirty.of(inode).get(idx)
+        if length and chunk is not None and len(chunk.data) > length:
+            self._dirty.cut(chunk, length)
+            self._content.remove_extents(inode, idx, idx)
+            self._content.remove_pages(inode, idx, idx)
+        self._dirty.remove_from(inode, first_gone)
+        self._content.remove_extents(inode, first_gone)
+        self._content.remove_pages(inode, first_gone)
+
+    def discard(self, inode: int) -> None:
+        """Drops all content of an inode that goes."""
+        self._dirty.remove_from(inode)
+        self._content.remove_extents(inode)
+        self._content.remove_pages(inode)
+        self._read_up_to.pop(inode, None)
+
+    async def restore_journal(self) -> None:
+        """Makes the chunks that the journal holds pages of dirty again, after a start."""
+        for inode, idx in self._content.journaled_chunks():
+            ref = self._content.extents(inode, idx, idx).get(idx)
+            content = b"" if ref is None else (await self._reader.load([ref]))[ref.id]
+            chunk = DirtyChunk(inode, idx, content)
+            chunk.overlay(self._content.pages(inode, idx))
+            chunk.touched = trio.current_time()
+            self._dirty.add(chunk)
+
+
+def _slice(content: Buffer, start: int, length: int) -> Buffer:
+    """Returns ``length`` bytes from ``start``; zeros where the content ends before."""
+    if start == 0 and len(content) == length and not isinstance(content, bytearray):
+        return content
+    piece = bytes(content[start : start + length])
+    return piece if len(piece) == length else piece + bytes(length - len(piece))
+
+
+def statvfs_free(path: str) -> int:
+    """Returns the bytes that this user may still write to the disk of ``path``."""
+    stat = os.statvfs(path)
+    return stat.f_bavail * stat.f_frsize

@@ -1,0 +1,238 @@
+"""Making local state durable, and the one instant at which a settle takes its picture.
+
+A settle closes the gate, so that no request changes anything, seals or journals every
+unsettled byte, syncs the spool, and commits; then the gate opens and the log is synced. What
+a commit holds is therefore exactly the filesystem at one instant, and its chunks are durable
+before the rows that point to them.
+
+| where it dies               | what the next start finds                                 |
+|-----------------------------|-----------------------------------------------------------|
+| sealing, syncing the spool  | the state of the settle before; sealed bytes are dead     |
+| between commit and log sync | the state of the settle before, or this one               |
+| after the log sync          | this one                                                  |
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from cryptfs.errors import CryptfsError, OutOfSpace
+from cryptfs.fs.dirty import DirtyChunk, DirtyChunks
+from cryptfs.fs.sealing import Sealing
+from cryptfs.store.content import PAGES_IN_CHUNK, Content
+from cryptfs.store.database import Database
+from cryptfs.store.progress import Progress
+from cryptfs.store.spool import Spool
+
+log = logging.getLogger(__name__)
+
+SETTLE_SECONDS: Final = 1.0
+REST_SECONDS: Final = 5.0
+"""A journaled chunk that nobody wrote to for so long is sealed."""
+
+JOURNAL_PAGES: Final = 8
+"""Up to so many changed pages of a chunk go to the journal; more are worth a sealed chunk."""
+
+PRESEAL_BYTES: Final = 4 << 20
+INLINE_SYNC_SECONDS: Final = 0.0005
+"""A sync shorter than this costs less than the hop to a thread and back (0.15 ms), with a
+margin; measured anew all the time."""
+
+
+class StateLost(CryptfsError):
+    """SQLite rolled back what was not settled: only a new start gives a consistent mount."""
+
+
+class Gate:
+    """Closed while a settle takes its picture. Requests that change anything pass it first."""
+
+    def __init__(self) -> None:
+        self._opened: trio.Event | None = None
+        self.broken: CryptfsError | None = None
+
+    async def passage(self) -> None:
+        """Returns when the gate is open; the caller changes what it will before it next waits."""
+        while self._opened is not None:
+            await self._opened.wait()
+        if self.broken is not None:
+            raise self.broken
+
+    @asynccontextmanager
+    async def closed(self) -> AsyncIterator[None]:
+        self._opened = trio.Event()
+        try:
+            yield
+        finally:
+            opened, self._opened = self._opened, None
+            opened.set()
+
+
+class Settler:
+    def __init__(
+        self,
+        database: Database,
+        progress: Progress,
+        content: Content,
+        spool: Spool,
+        dirty: DirtyChunks,
+        sealing: Sealing,
+        is_open: Callable[[int], bool],
+    ):
+        self.gate = Gate()
+        self._database = database
+        self._progress = progress
+        self._content = content
+        self._spool = spool
+        self._dirty = dirty
+        self._sealing = sealing
+        self._is_open = is_open
+        self._lock = trio.Lock()
+        self._asked = 0
+        self._answered = 0
+        self._sync_seconds = 0.0
+        self._settled_changes = database.connection.total_changes()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing changed since the last settle."""
+        unsettled = any(chunk.unsettled for chunk in self._dirty)
+        return not unsettled and self._settled_changes == self._database.connection.total_changes()
+
+    async def settle(self) -> None:
+        """Makes durable everything that was handed over before this call.
+
+        Calls that wait together are answered by one settle. Raises OutOfSpace; everything
+        stays as it was and a later call tries again.
+        """
+        self._asked += 1
+        mine = self._asked
+        async with self._lock:
+            if self._answered >= mine:
+                return
+            covered = self._asked
+            if not self.is_settled:
+                await self._preseal()
+                async with self._picture():
+                    pass
+            self._answered = covered
+
+    async def settle_all(self, at_the_instant: Callable[[], None]) -> None:
+        """Settles with every chunk sealed and every pack ended, and calls ``at_the_instant``
+        just before the commit: what it writes is part of the picture.
+        """
+        async with self._lock:
+            await self._preseal()
+            covered = self._asked
+            async with self._picture(seal_everything=True):
+                at_the_instant()
+            self._answered = covered
+
+    async def _preseal(self) -> None:
+        """Seals and syncs the bulk while requests still pass, so that the gate closes briefly."""
+        if self._dirty.size_bytes > PRESEAL_BYTES:
+            async with self._sealing.lock:
+                await self._sealing.seal(self._sealing.take_queue())
+        if self._spool.has_unsynced and self._dirty.size_bytes > PRESEAL_BYTES:
+            await self._sync_spool()
+
+    @asynccontextmanager
+    async def _picture(self, *, seal_everything: bool = False) -> AsyncIterator[None]:
+        """Settles; the body runs at the instant. The caller holds ``_lock``."""
+        async with self._sealing.lock, self.gate.closed():
+            if seal_everything:
+                await self._sealing.seal(list(self._dirty))
+                self._sealing.end_packs()
+            else:
+                await self._sealing.seal(self._chunks_to_seal())
+                self._journal()
+            if self._spool.has_unsynced:
+                await self._sync_spool()
+            yield
+            self._progress.save()
+            self._commit()
+        await self._sync_log()
+        if self._database.checkpoint_due():
+            await trio.to_thread.run_sync(self._database.checkpoint)
+
+    def _chunks_to_seal(self) -> list[DirtyChunk]:
+        """Chooses what is better sealed than journaled."""
+        now = trio.current_time()
+        chosen = []
+        for chunk in self._dirty:
+            few = chunk.unsettled.bit_count() <= JOURNAL_PAGES
+            rested = now - chunk.touched >= REST_SECONDS
+            if not few or rested or (chunk.unsettled and not self._is_open(chunk.inode)):
+                chosen.append(chunk)
+        return chosen
+
+    def _journal(self) -> None:
+        for chunk in self._dirty:
+            if not chunk.unsettled:
+                continue
+            mask, first = chunk.unsettled, chunk.idx * PAGES_IN_CHUNK
+            pages = [
+                (first + number, chunk.page(number))
+                for number in range(PAGES_IN_CHUNK)
+                if mask >> number & 1
+            ]
+            self._content.put_pages(chunk.inode, pages)
+            chunk.journaled |= mask
+            chunk.unsettled = 0
+
+    async def _sync_spool(self) -> None:
+        unsynced = self._spool.take_unsynced()
+        try:
+            await trio.to_thread.run_sync(self._spool.sync, unsynced)
+        except BaseException:
+            self._spool.give_back(unsynced)
+            raise
+        self._spool.note_synced(unsynced)
+
+    def _commit(self) -> None:
+        try:
+            self._database.commit()
+        except OutOfSpace as error:
+            if self._database.lost:
+                self.gate.broken = StateLost(
+                    "the disk was full and unsettled changes were lost; unmount, make room, "
+                    "and mount again"
+                )
+                raise self.gate.broken from error
+            raise
+        self._settled_changes = self._database.connection.total_changes()
+
+    async def _sync_log(self) -> None:
+        started = time.perf_counter()
+        if self._sync_seconds < INLINE_SYNC_SECONDS:
+            self._database.sync_log()
+        else:
+            await trio.to_thread.run_sync(self._database.sync_log)
+        took = time.perf_counter() - started
+        self._sync_seconds += (took - self._sync_seconds) / 4
+
+    async def run(self) -> None:
+        """Settles every second while something is unsettled, and seals what has rested."""
+        while True:
+            await trio.sleep(SETTLE_SECONDS)
+            if self.is_settled and not self._has_rested():
+                continue
+            try:
+                async with self._lock:
+                    await self._preseal()
+                    async with self._picture():
+                        pass
+            except OutOfSpace as error:
+                log.warning("not settled, the next try is in a second: %s", error)
+            except StateLost:
+                log.error("%s", self.gate.broken)
+                return
+
+    def _has_rested(self) -> bool:
+        limit = trio.current_time() - REST_SECONDS
+        return any(chunk.touched <= limit for chunk in self._dirty)

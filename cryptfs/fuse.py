@@ -1,0 +1,300 @@
+"""The kernel's side: pyfuse3 requests in, filesystem calls out.
+
+What keeps the number of requests low, since each costs about 0.1 ms whatever it does:
+
+* The kernel's write-back cache is on: small writes are merged before they come here.
+* Entries, attributes and absences are cached by the kernel for a day; nothing changes here
+  behind its back.
+* ``keep_cache``: an opened file keeps its pages.
+* ``flush`` answers ENOSYS once, and is never asked again.
+
+A file handle is the inode's number: ``read`` and ``write`` are given nothing else, and need
+nothing else.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError
+
+from cryptfs.errors import CryptfsError, OutOfSpace
+from cryptfs.fs.filesystem import NAME_MAX, Change, Filesystem
+from cryptfs.store.tree import Inode
+
+log = logging.getLogger(__name__)
+
+CACHE_SECONDS: Final = 86_400.0
+BLOCK_SIZE: Final = 4096
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+Handler = Callable[Concatenate[Any, Parameters], Awaitable[Result]]
+
+
+def answers_errno(handler: Handler[Parameters, Result]) -> Handler[Parameters, Result]:
+    """Turns what the filesystem raises into the errno that the kernel is told."""
+
+    @functools.wraps(handler)
+    async def answer(self: Any, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            return await handler(self, *args, **kwargs)
+        except OSError as error:
+            raise FUSEError(error.errno or errno.EIO) from None
+        except OutOfSpace as error:
+            log.warning("%s", error)
+            raise FUSEError(errno.ENOSPC) from None
+        except CryptfsError as error:
+            log.error("%s", error)
+            raise FUSEError(errno.EIO) from None
+
+    return answer
+
+
+class Handlers(pyfuse3.Operations):  # type: ignore[misc]
+    """One method a request, named by the kernel's protocol."""
+
+    enable_writeback_cache = True
+    supports_dot_lookup = True
+
+    def __init__(
+        self, fs: Filesystem, disk: Callable[[], os.statvfs_result], *, read_only: bool = False
+    ):
+        super().__init__()
+        self._fs = fs
+        self._disk = disk
+        self._read_only = read_only
+
+    # -- looking ---------------------------------------------------------------------------
+
+    @answers_errno
+    async def lookup(self, parent: int, name: bytes, ctx: object) -> EntryAttributes:
+        if name == b".":
+            return _attributes(self._fs.getattr(parent))
+        if name == b"..":
+            return _attributes(self._fs.getattr(self._fs.parent(parent)))
+        inode = self._fs.lookup(parent, name)
+        return _absent() if inode is None else _attributes(inode)
+
+    @answers_errno
+    async def getattr(self, inode: int, ctx: object = None) -> EntryAttributes:
+        return _attributes(self._fs.getattr(inode))
+
+    @answers_errno
+    async def readlink(self, inode: int, ctx: object) -> bytes:
+        return self._fs.readlink(inode)
+
+    @answers_errno
+    async def opendir(self, inode: int, ctx: object) -> int:
+        return inode
+
+    @answers_errno
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        reply = pyfuse3.readdir_reply
+        for position, name, inode in self._fs.entries(fh, start_id):
+            if not reply(token, name, _attributes(inode), position):
+                break
+
+    @answers_errno
+    async def statfs(self, ctx: object) -> pyfuse3.StatvfsData:
+        disk = self._disk()
+        answer = pyfuse3.StatvfsData()
+        answer.f_bsize = answer.f_frsize = disk.f_frsize
+        answer.f_blocks = disk.f_blocks
+        answer.f_bfree = disk.f_bfree
+        answer.f_bavail = disk.f_bavail
+        answer.f_files = disk.f_files
+        answer.f_ffree = disk.f_ffree
+        answer.f_favail = disk.f_favail
+        answer.f_namemax = NAME_MAX
+        return answer
+
+    async def access(self, inode: int, mode: int, ctx: object) -> bool:
+        raise FUSEError(errno.ENOSYS)  # the kernel then allows it, and asks no more
+
+    def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """Does nothing: an inode lives as long as it has a name or an open handle, and its
+        number is never used again.
+        """
+
+    # -- making and removing ---------------------------------------------------------------
+
+    @answers_errno
+    async def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> EntryAttributes:
+        self._refuse_changes()
+        return _attributes(
+            await self._fs.make(
+                parent, name, mode & ~ctx.umask, ctx.uid, ctx.gid, rdev=rdev
+            )
+        )
+
+    @answers_errno
+    async def mkdir(
+        self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> EntryAttributes:
+        self._refuse_changes()
+        mode = 0o040000 | (mode & 0o7777 & ~ctx.umask)
+        return _attributes(await self._fs.make(parent, name, mode, ctx.uid, ctx.gid))
+
+    @answers_errno
+    async def symlink(
+        self, parent: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> EntryAttributes:
+        self._refuse_changes()
+        return _attributes(
+            await self._fs.make(parent, name, 0o120777, ctx.uid, ctx.gid, target=target)
+        )
+
+    @answers_errno
+    async def link(
+        self, inode: int, new_parent: int, new_name: bytes, ctx: object
+    ) -> EntryAttributes:
+        self._refuse_changes()
+        return _attributes(await self._fs.link(inode, new_parent, new_name))
+
+    @answers_errno
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        self._refuse_changes()
+        mode = 0o100000 | (mode & 0o7777 & ~ctx.umask)
+        inode = await self._fs.make(parent, name, mode, ctx.uid, ctx.gid)
+        await self._fs.open(inode.id)
+        return _file_info(inode.id), _attributes(inode)
+
+    @answers_errno
+    async def unlink(self, parent: int, name: bytes, ctx: object) -> None:
+        self._refuse_changes()
+        await self._fs.unlink(parent, name)
+
+    @answers_errno
+    async def rmdir(self, parent: int, name: bytes, ctx: object) -> None:
+        self._refuse_changes()
+        await self._fs.rmdir(parent, name)
+
+    @answers_errno
+    async def rename(
+        self, parent_old: int, name_old: bytes, parent_new: int, name_new: bytes, flags: int,
+        ctx: object,
+    ) -> None:  # fmt: skip
+        self._refuse_changes()
+        if flags & ~(pyfuse3.RENAME_NOREPLACE | pyfuse3.RENAME_EXCHANGE):
+            raise FUSEError(errno.EINVAL)
+        await self._fs.rename(
+            parent_old,
+            name_old,
+            parent_new,
+            name_new,
+            no_replace=bool(flags & pyfuse3.RENAME_NOREPLACE),
+            exchange=bool(flags & pyfuse3.RENAME_EXCHANGE),
+        )
+
+    # -- attributes ------------------------------------------------------------------------
+
+    @answers_errno
+    async def setattr(
+        self, inode: int, attr: EntryAttributes, fields: pyfuse3.SetattrFields, fh: object,
+        ctx: object,
+    ) -> EntryAttributes:  # fmt: skip
+        self._refuse_changes()
+        change = Change(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+        )
+        return _attributes(await self._fs.setattr(inode, change))
+
+    @answers_errno
+    async def getxattr(self, inode: int, name: bytes, ctx: object) -> bytes:
+        return self._fs.getxattr(inode, name)
+
+    @answers_errno
+    async def listxattr(self, inode: int, ctx: object) -> list[bytes]:
+        return self._fs.listxattr(inode)
+
+    @answers_errno
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: object) -> None:
+        self._refuse_changes()
+        await self._fs.setxattr(inode, name, value)
+
+    @answers_errno
+    async def removexattr(self, inode: int, name: bytes, ctx: object) -> None:
+        self._refuse_changes()
+        await self._fs.removexattr(inode, name)
+
+    # -- open files ------------------------------------------------------------------------
+
+    @answers_errno
+    async def open(self, inode: int, flags: int, ctx: object) -> FileInfo:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
+            self._refuse_changes()
+        await self._fs.open(inode, truncate=bool(flags & os.O_TRUNC))
+        return _file_info(inode)
+
+    @answers_errno
+    async def read(self, fh: int, off: int, size: int) -> bytes | bytearray | memoryview:
+        return await self._fs.files.read(fh, off, size)
+
+    @answers_errno
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await self._fs.files.write(fh, off, buf)
+
+    async def flush(self, fh: int) -> None:
+        raise FUSEError(errno.ENOSYS)
+
+    @answers_errno
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._fs.fsync()
+
+    @answers_errno
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self._fs.fsync()
+
+    @answers_errno
+    async def release(self, fh: int) -> None:
+        await self._fs.release(fh)
+
+    @answers_errno
+    async def releasedir(self, fh: int) -> None:
+        pass
+
+    def _refuse_changes(self) -> None:
+        if self._read_only:
+            raise FUSEError(errno.EROFS)
+
+
+def _file_info(inode: int) -> FileInfo:
+    return FileInfo(fh=inode, keep_cache=True)
+
+
+def _absent() -> EntryAttributes:
+    """Returns the answer that lets the kernel remember that there is no such name."""
+    entry = EntryAttributes()
+    entry.st_ino = 0
+    entry.entry_timeout = CACHE_SECONDS
+    return entry
+
+
+def _attributes(inode: Inode) -> EntryAttributes:
+    entry = EntryAttributes()
+    (
+        entry.st_ino, entry.st_mode, entry.st_uid, entry.st_gid, entry.st_rdev, entry.st_nlink,
+        entry.st_size, entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns,
+        entry.st_birthtime_ns,
+    ) = inode  # fmt: skip
+    entry.entry_timeout = entry.attr_timeout = CACHE_SECONDS
+    entry.st_blksize = BLOCK_SIZE
+    entry.st_blocks = (inode.size + 511) >> 9
+    return entry

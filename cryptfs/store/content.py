@@ -1,0 +1,184 @@
+"""Where the bytes of files lie: extents, chunks, packs, and the journal of small writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from cryptfs.format.names import pack_name
+from cryptfs.format.pack import ChunkPlace
+from cryptfs.ids import CHUNK_SIZE
+from cryptfs.store.database import Database
+from cryptfs.store.progress import Progress
+
+PAGE_SIZE: Final = 4096
+PAGES_IN_CHUNK: Final = CHUNK_SIZE // PAGE_SIZE
+
+
+class ChunkRef(NamedTuple):
+    """A sealed chunk and where it lies."""
+
+    id: int
+    pack: int
+    place: ChunkPlace
+
+
+class SpooledPack(NamedTuple):
+    id: int
+    name: bytes
+    size: int
+    since: int
+
+
+class Content:
+    def __init__(self, database: Database, progress: Progress):
+        self._execute = database.execute
+        self._many = database.many
+        self._progress = progress
+
+    # -- extents ---------------------------------------------------------------------------
+
+    def extents(self, inode: int, first: int, last: int) -> dict[int, ChunkRef]:
+        """Returns the chunks of the file from index ``first`` to ``last``; holes are absent."""
+        return {
+            row[0]: ChunkRef(row[1], row[2], ChunkPlace._make(row[3:]))
+            for row in self._execute(
+                "SELECT idx, chunk.id, pack, piece, offset, stored, plain, codec "
+                "FROM extent JOIN chunk ON chunk.id = extent.chunk "
+                "WHERE inode = ? AND idx BETWEEN ? AND ?",
+                (inode, first, last),
+            )
+        }
+
+    def put_extent(self, inode: int, idx: int, chunk: int) -> None:
+        self._execute(
+            "INSERT INTO extent VALUES (?, ?, ?, ?) ON CONFLICT (inode, idx) "
+            "DO UPDATE SET chunk = excluded.chunk, since = excluded.since",
+            (inode, idx, chunk, self._progress.open_epoch),
+        )
+
+    def remove_extents(self, inode: int, first: int = 0, last: int | None = None) -> None:
+        """Makes holes from index ``first`` to ``last``, or to the end of the file."""
+        if last is None:
+            self._execute("DELETE FROM extent WHERE inode = ? AND idx >= ?", (inode, first))
+        else:
+            self._execute(
+                "DELETE FROM extent WHERE inode = ? AND idx BETWEEN ? AND ?", (inode, first, last)
+            )
+
+    # -- chunks and packs ------------------------------------------------------------------
+
+    def chunk_of_digest(self, digest: bytes) -> int | None:
+        row = self._execute("SELECT id FROM chunk WHERE digest = ?", (digest,)).fetchone()
+        return None if row is None else row[0]
+
+    def add_chunk(self, digest: bytes | None, pack: int, place: ChunkPlace) -> int:
+        """Records a sealed chunk and returns its new id."""
+        id = self._progress.new_id()
+        self._execute(
+            "INSERT INTO chunk VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (id, digest, pack, *place, self._progress.open_epoch),
+        )
+        return id
+
+    def add_pack(self, id: int, name: bytes, key_epoch: int) -> None:
+        """Records a pack that begins to fill in the spool."""
+        self._execute(
+            "INSERT INTO pack VALUES (?, ?, ?, 0, ?)",
+            (id, name, key_epoch, self._progress.open_epoch),
+        )
+        self._execute("INSERT INTO spooled VALUES (?)", (id,))
+
+    def close_pack(self, id: int, size: int) -> None:
+        """Records the size of a pack that fills no more; its epoch is the one open now."""
+        self._execute(
+            "UPDATE pack SET size = ?, since = ? WHERE id = ?",
+            (size, self._progress.open_epoch, id),
+        )
+
+    def forget_pack(self, id: int) -> None:
+        """Removes a pack that holds no chunk anyone knows."""
+        self._execute("DELETE FROM pack WHERE id = ?", (id,))
+        self._execute("DELETE FROM spooled WHERE pack = ?", (id,))
+
+    def pack_name(self, id: int) -> tuple[bytes, int] | None:
+        """Returns the pack's random name and key epoch."""
+        return self._execute("SELECT name, key_epoch FROM pack WHERE id = ?", (id,)).fetchone()
+
+    def pack_object_name(self, id: int) -> str:
+        """Returns the name of the pack's object on the remote, for messages too."""
+        found = self.pack_name(id)
+        return pack_name(found[0]) if found else f"unknown pack {id}"
+
+    def pack_id(self, name: bytes) -> int:
+        """Returns the id of a pack that has a row."""
+        row = self._execute("SELECT id FROM pack WHERE name = ?", (name,)).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def pack_end(self, id: int) -> int:
+        """Returns where the last known chunk of the pack ends; 0 when it holds none."""
+        row = self._execute(
+            "SELECT coalesce(max(offset + stored), 0) FROM chunk WHERE pack = ?", (id,)
+        ).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def spooled_packs(self) -> list[SpooledPack]:
+        """Returns the packs that are not confirmed on the remote, oldest first."""
+        return [
+            SpooledPack._make(row)
+            for row in self._execute(
+                "SELECT id, name, size, since FROM pack JOIN spooled ON pack = id ORDER BY id"
+            )
+        ]
+
+    def is_spooled(self, id: int) -> bool:
+        return self._execute("SELECT 1 FROM spooled WHERE pack = ?", (id,)).fetchone() is not None
+
+    def note_uploaded(self, ids: Iterable[int]) -> None:
+        self._many("DELETE FROM spooled WHERE pack = ?", [(id,) for id in ids])
+
+    def spooled_bytes(self) -> int:
+        """Returns the sealed bytes whose one copy is here."""
+        row = self._execute(
+            "SELECT coalesce(sum(stored), 0) FROM chunk JOIN spooled ON spooled.pack = chunk.pack"
+        ).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    # -- journal ---------------------------------------------------------------------------
+
+    def put_pages(self, inode: int, pages: Sequence[tuple[int, bytes]]) -> None:
+        """Makes whole pages part of the transaction; page ``n`` starts at byte ``n * 4096``."""
+        for page, data in pages:
+            self._execute(
+                "INSERT INTO journal VALUES (?, ?, ?) ON CONFLICT (inode, page) "
+                "DO UPDATE SET data = excluded.data",
+                (inode, page, data),
+            )
+
+    def remove_pages(self, inode: int, first_idx: int = 0, last_idx: int | None = None) -> None:
+        """Drops the journal of the chunks from ``first_idx`` to ``last_idx``."""
+        last = (1 << 62) if last_idx is None else (last_idx + 1) * PAGES_IN_CHUNK - 1
+        self._execute(
+            "DELETE FROM journal WHERE inode = ? AND page BETWEEN ? AND ?",
+            (inode, first_idx * PAGES_IN_CHUNK, last),
+        )
+
+    def journaled_chunks(self) -> list[tuple[int, int]]:
+        """Returns (inode, idx) of every chunk that has pages in the journal."""
+        return list(
+            self._execute(f"SELECT DISTINCT inode, page / {PAGES_IN_CHUNK} FROM journal")
+        )
+
+    def pages(self, inode: int, idx: int) -> list[tuple[int, bytes]]:
+        """Returns the journaled pages of one chunk, in order."""
+        first = idx * PAGES_IN_CHUNK
+        return list(
+            self._execute(
+                "SELECT page, data FROM journal WHERE inode = ? AND page BETWEEN ? AND ? "
+                "ORDER BY page",
+                (inode, first, first + PAGES_IN_CHUNK - 1),
+            )
+        )

@@ -1,0 +1,205 @@
+"""The encrypted SQLite database of one vault on one device, and when it is durable.
+
+Metadata changes go straight into one long transaction. ``commit`` ends it (the changes reach
+the write-ahead log) and begins the next; ``sync_log`` makes the log durable. Between the two
+nothing is promised; after the second everything committed survives a power cut.
+
+| where it dies                  | what is on disk              | what the next open sees      |
+|--------------------------------|------------------------------|------------------------------|
+| before ``commit``              | the last commit              | the last synced commit       |
+| between commit and sync_log    | the log, perhaps in part     | whole commits, in order      |
+| after ``sync_log``             | the log                      | that commit                  |
+| while checkpointing            | log and database, log synced | the log replayed             |
+
+The cipher is AEGIS (the fastest of those measured), keyed with 32 raw bytes; it covers the
+write-ahead log too. The shared-memory index beside it holds page numbers and checksums only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import apsw
+
+from cryptfs.errors import CryptfsError, OutOfSpace
+from cryptfs.store.schema import SCHEMA_VERSION, schema
+
+Value: TypeAlias = int | bytes | str | None
+Row: TypeAlias = tuple[Any, ...]
+
+_LOG_RESERVED: Final = 8 << 20
+"""Zeros written ahead into the log: syncing an overwrite costs half of syncing an append
+(0.14 against 0.39 ms on ext4), because the file's size does not change."""
+
+_CHECKPOINT_PAGES: Final = 1000
+
+
+class StateDamaged(CryptfsError):
+    """The local state cannot be read; it can be rebuilt from the remote."""
+
+    exit_code = 4
+
+
+class Database:
+    """One connection, used by one thread; ``path`` names the database file.
+
+    Read-only, it sees one snapshot: the last commit before it was opened.
+    """
+
+    def __init__(self, path: Path, key: bytes, *, create: bool = False, read_only: bool = False):
+        self.path = path
+        self._key = key
+        self.read_only = read_only
+        self._log_pages = 0
+        self._log_fd = -1
+        if create:
+            self.connection = self._connect(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
+            os.chmod(path, 0o600)
+            with self.connection:
+                self.connection.execute(schema())
+        else:
+            flags = apsw.SQLITE_OPEN_READONLY if read_only else apsw.SQLITE_OPEN_READWRITE
+            self.connection = self._connect(flags)
+        self.execute = self.connection.execute
+        if read_only:
+            self.execute("BEGIN")
+            self.value("SELECT count(*) FROM sqlite_schema")
+            return
+        self.connection.set_wal_hook(self._note_log_pages)
+        self._begin()
+        self._reserve_log()
+
+    def _connect(self, flags: int) -> apsw.Connection:
+        try:
+            connection = apsw.Connection(os.fspath(self.path), flags=flags)
+            connection.set_busy_timeout(10_000)
+            connection.pragma("cipher", "aegis")
+            connection.execute(f"PRAGMA key = 'raw:{self._key.hex()}'")
+            if not flags & apsw.SQLITE_OPEN_READONLY:
+                connection.pragma("journal_mode", "wal")
+                connection.pragma("synchronous", 1)
+                connection.pragma("wal_autocheckpoint", 0)
+            connection.pragma("temp_store", 2)
+            connection.pragma("cache_size", -32 * 1024)
+            for _ in connection.execute("SELECT count(*) FROM sqlite_schema"):
+                pass
+        except (apsw.NotADBError, apsw.CorruptError, apsw.CantOpenError, apsw.IOError) as error:
+            raise StateDamaged(
+                f"the local state {self.path} cannot be opened ({error})"
+            ) from error
+        return connection
+
+    def check_schema(self) -> None:
+        """Raises StateDamaged unless this state was made by a program that we understand."""
+        try:
+            version = self.value("SELECT schema FROM progress")
+        except apsw.Error as error:
+            raise StateDamaged(f"the local state {self.path} is damaged ({error})") from error
+        if version != SCHEMA_VERSION:
+            raise StateDamaged(
+                f"the local state {self.path} has schema {version}, this program reads "
+                f"{SCHEMA_VERSION}"
+            )
+
+    # -- queries ---------------------------------------------------------------------------
+
+    def row(self, sql: str, parameters: Sequence[Value] = ()) -> Row | None:
+        """Returns the first row, or None."""
+        return self.execute(sql, parameters).fetchone()
+
+    def value(self, sql: str, parameters: Sequence[Value] = ()) -> Any:
+        """Returns the first column of the first row, or None."""
+        row = self.execute(sql, parameters).fetchone()
+        return None if row is None else row[0]
+
+    def rows(self, sql: str, parameters: Sequence[Value] = ()) -> Iterator[Row]:
+        """Yields the rows; the caller reads them to the end or drops the iterator."""
+        return iter(self.execute(sql, parameters))
+
+    def many(self, sql: str, parameters: Iterable[Sequence[Value]]) -> None:
+        self.connection.executemany(sql, parameters)
+
+    @contextmanager
+    def undo_on_error(self) -> Iterator[None]:
+        """Takes back what the body changed if it raises; the transaction goes on."""
+        self.execute("SAVEPOINT undo")
+        try:
+            yield
+        except BaseException:
+            if not self.connection.get_autocommit():
+                self.execute("ROLLBACK TO undo")
+                self.execute("RELEASE undo")
+            raise
+        self.execute("RELEASE undo")
+
+    # -- durability ------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self.execute("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        """Ends the long transaction and begins the next. Not durable before ``sync_log``.
+
+        Raises OutOfSpace when the log cannot grow; the transaction then goes on unharmed if
+        SQLite could keep it (``lost`` tells).
+        """
+        try:
+            self.execute("COMMIT")
+        except apsw.FullError as error:
+            raise OutOfSpace(f"no room for the local state {self.path}") from error
+        if self._log_pages >= 2 * _CHECKPOINT_PAGES:
+            # What the thread below left over is little; done here, between two transactions,
+            # it lets the log start over instead of growing.
+            self.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        self._begin()
+
+    @property
+    def lost(self) -> bool:
+        """Whether SQLite had to roll the long transaction back: only a restart helps."""
+        return self.connection.get_autocommit()
+
+    def sync_log(self) -> None:
+        """Makes all commits so far durable. Safe in any thread: it touches the file only."""
+        os.fdatasync(self._log_fd)
+
+    def checkpoint_due(self) -> bool:
+        return self._log_pages >= _CHECKPOINT_PAGES
+
+    def checkpoint(self) -> None:
+        """Copies the log into the database. Runs in any thread: it has its own connection."""
+        connection = self._connect(apsw.SQLITE_OPEN_READWRITE)
+        try:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        finally:
+            connection.close()
+
+    def _note_log_pages(self, _connection: object, _name: str, pages: int) -> int:
+        self._log_pages = pages
+        return apsw.SQLITE_OK
+
+    def _reserve_log(self) -> None:
+        """Makes the log as long as it usually gets, so that a sync writes no file size."""
+        log = os.fspath(self.path) + "-wal"
+        if not os.path.exists(log):
+            self.execute("UPDATE progress SET one = 1")
+            self.commit()
+        self._log_fd = os.open(log, os.O_RDWR | os.O_CLOEXEC)
+        length = os.fstat(self._log_fd).st_size
+        if length < _LOG_RESERVED:
+            # A full disk is no reason not to start: reading and deleting must go on.
+            with suppress(OSError):
+                os.pwrite(self._log_fd, bytes(_LOG_RESERVED - length), length)
+                os.fdatasync(self._log_fd)
+
+    def close(self) -> None:
+        """Commits, copies the log into the database and closes. Idempotent."""
+        if self._log_fd >= 0:
+            os.close(self._log_fd)
+            self._log_fd = -1
+        if not self.read_only and not self.lost:
+            self.execute("COMMIT")
+        self.connection.close()

@@ -1,0 +1,152 @@
+"""The rows that go out in a commit or checkpoint, and those that come in.
+
+Going out reads a committed snapshot through a connection of its own, so that the mount goes
+on meanwhile: a row of the closed epoch that changes again is found in its ``_past`` twin, with
+the same content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import apsw
+
+from cryptfs.errors import IntegrityError
+from cryptfs.format.rows import RowBatch
+from cryptfs.store.database import Database, Row
+from cryptfs.store.schema import PLACE_TABLES, TREE_TABLES
+
+BATCH_BYTES: Final = 2 << 20
+"""About as much CBOR is in memory at once while a commit is built."""
+
+_ROW_BYTES: Final = 60
+
+_ALL_TABLES: Final = TREE_TABLES | PLACE_TABLES
+
+
+def _columns(table: str) -> str:
+    return ", ".join([*_ALL_TABLES[table][0], "since"])
+
+
+# -- going out -----------------------------------------------------------------------------
+
+
+def commit_batches(snapshot: Database, epoch: int) -> Iterator[RowBatch]:
+    """Yields all that changed in ``epoch``, in batches of bounded size; at least one."""
+    yield from _batches(_commit_rows(snapshot, epoch))
+
+
+def checkpoint_batches(snapshot: Database, epoch: int) -> Iterator[RowBatch]:
+    """Yields the filesystem at ``epoch`` whole, with its past; at least one batch."""
+    yield from _batches(_checkpoint_rows(snapshot, epoch))
+
+
+def _batches(rows: Iterator[tuple[str, str, Row]]) -> Iterator[RowBatch]:
+    batch, size_bytes, any_yet = RowBatch(), 0, False
+    for kind, table, row in rows:
+        target = {"rows": batch.rows, "past": batch.past, "gone": batch.gone}[kind]
+        target.setdefault(table, []).append(row)
+        size_bytes += _ROW_BYTES + sum(len(value) for value in row if type(value) is bytes)
+        if size_bytes >= BATCH_BYTES:
+            yield batch
+            batch, size_bytes, any_yet = RowBatch(), 0, True
+    if size_bytes or not any_yet:
+        yield batch
+
+
+def _commit_rows(snapshot: Database, epoch: int) -> Iterator[tuple[str, str, Row]]:
+    for table, (_, key) in TREE_TABLES.items():
+        columns, keys = _columns(table), ", ".join(key)
+        same_key = " AND ".join(f"{table}.{column} = past.{column}" for column in key)
+        for row in snapshot.rows(f"SELECT {columns} FROM {table} WHERE since = ?", (epoch,)):
+            yield "rows", table, row
+        for row in snapshot.rows(
+            f"SELECT {columns} FROM {table}_past WHERE since = ?", (epoch,)
+        ):
+            yield "rows", table, row
+        # A key went if a version of it ended with this epoch and none began.
+        for row in snapshot.rows(
+            f"SELECT {keys} FROM {table}_past AS past WHERE until = ? "
+            f"AND NOT EXISTS (SELECT 1 FROM {table} WHERE {same_key} AND since = ?) "
+            f"AND NOT EXISTS (SELECT 1 FROM {table}_past AS {table} "
+            f"WHERE {same_key} AND {table}.since = ?)",
+            (epoch, epoch, epoch),
+        ):
+            yield "gone", table, row
+    for table in PLACE_TABLES:
+        for row in snapshot.rows(
+            f"SELECT {_columns(table)} FROM {table} WHERE since = ?", (epoch,)
+        ):
+            yield "rows", table, row
+
+
+def _checkpoint_rows(snapshot: Database, epoch: int) -> Iterator[tuple[str, str, Row]]:
+    for table in TREE_TABLES:
+        columns = _columns(table)
+        for row in snapshot.rows(f"SELECT {columns} FROM {table} WHERE since <= ?", (epoch,)):
+            yield "rows", table, row
+        # What changed since the epoch closed was current in it.
+        for row in snapshot.rows(
+            f"SELECT {columns} FROM {table}_past WHERE since <= ? AND until > ?", (epoch, epoch)
+        ):
+            yield "rows", table, row
+        for row in snapshot.rows(
+            f"SELECT {columns}, until FROM {table}_past WHERE until <= ?", (epoch,)
+        ):
+            yield "past", table, row
+    for table in PLACE_TABLES:
+        for row in snapshot.rows(
+            f"SELECT {_columns(table)} FROM {table} WHERE since <= ?", (epoch,)
+        ):
+            yield "rows", table, row
+    for row in snapshot.rows("SELECT * FROM epoch WHERE number <= ?", (epoch,)):
+        yield "rows", "epoch", row
+
+
+# -- coming in -----------------------------------------------------------------------------
+
+
+def apply_commit(database: Database, batch: RowBatch) -> None:
+    """Writes a published epoch over the one before it.
+
+    The open epoch must be the one that is applied, so that the triggers date what goes.
+    Raises IntegrityError when the rows contradict those that are here.
+    """
+    with _contradictions_refused():
+        for table, keys in batch.gone.items():
+            where = " AND ".join(f"{column} = ?" for column in _ALL_TABLES[table][1])
+            database.many(f"DELETE FROM {table} WHERE {where}", keys)
+        for table, rows in batch.rows.items():
+            columns, key = _ALL_TABLES[table]
+            names = [*columns, "since"]
+            setters = ", ".join(f"{name} = excluded.{name}" for name in names if name not in key)
+            database.many(
+                f"INSERT INTO {table} VALUES ({_places(len(names))}) "
+                f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {setters}",
+                rows,
+            )
+
+
+def apply_checkpoint(database: Database, batch: RowBatch) -> None:
+    """Fills the tables of a state that holds nothing yet. Raises as ``apply_commit`` does."""
+    with _contradictions_refused():
+        for table, rows in batch.rows.items():
+            width = 4 if table == "epoch" else len(_ALL_TABLES[table][0]) + 1
+            database.many(f"INSERT INTO {table} VALUES ({_places(width)})", rows)
+        for table, rows in batch.past.items():
+            width = len(_ALL_TABLES[table][0]) + 2
+            database.many(f"INSERT INTO {table}_past VALUES ({_places(width)})", rows)
+
+
+def _places(count: int) -> str:
+    return ", ".join("?" * count)
+
+
+@contextmanager
+def _contradictions_refused() -> Iterator[None]:
+    try:
+        yield
+    except apsw.ConstraintError as error:
+        raise IntegrityError(f"the rows of an epoch contradict each other ({error})") from error

@@ -1,0 +1,195 @@
+"""How far this device is: its ids, its epochs, and the one publication under way."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Final
+
+from cryptfs.ids import first_id
+from cryptfs.store.database import Database
+from cryptfs.store.schema import SCHEMA_VERSION
+
+NO_DIGEST: Final = bytes(32)
+"""Stands for the commit before epoch 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """The closed epoch on its way; ``digest`` is None until its commit object is built."""
+
+    epoch: int
+    time_ns: int
+    digest: bytes | None
+    refused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedEpoch:
+    number: int
+    time_ns: int
+    device: int
+    device_name: str
+    digest: bytes
+
+
+class Progress:
+    """The row ``progress`` and its neighbours.
+
+    Invariant: ``open_epoch`` is ``published_epoch + 1``, or one more while a publication is
+    under way.
+    """
+
+    def __init__(self, database: Database):
+        self._database = database
+        row = database.row(
+            "SELECT device, next_id, open_epoch, published_epoch, published_digest, dedup "
+            "FROM progress"
+        )
+        assert row is not None
+        self.device: int = row[0]
+        self._ids = itertools.count(row[1])
+        self.open_epoch: int = row[2]
+        self.published_epoch: int = row[3]
+        self.published_digest: bytes = row[4]
+        self.dedup: bool = bool(row[5])
+        self.compressed_saved = 0
+        self.dedup_saved = 0
+
+    @staticmethod
+    def create(database: Database, *, device: int, dedup: bool) -> None:
+        """Writes the first row of a new state; the caller commits."""
+        database.execute(
+            "INSERT INTO progress VALUES (1, ?, ?, ?, 1, 0, ?, ?, 0, 0)",
+            (SCHEMA_VERSION, device, first_id(device), NO_DIGEST, int(dedup)),
+        )
+
+    def new_id(self) -> int:
+        """Returns a number never given out before. Safe in any thread."""
+        return next(self._ids)
+
+    def save(self) -> None:
+        """Writes what is counted in memory, as part of the transaction that settles."""
+        self._database.execute(
+            "UPDATE progress SET next_id = ?, compressed_saved = compressed_saved + ?, "
+            "dedup_saved = dedup_saved + ?",
+            (next(self._ids), self.compressed_saved, self.dedup_saved),
+        )
+        self.compressed_saved = self.dedup_saved = 0
+
+    def saved_bytes(self) -> tuple[int, int]:
+        """Returns what compression and what dedup saved, in bytes, since this state was made."""
+        row = self._database.row("SELECT compressed_saved, dedup_saved FROM progress")
+        assert row is not None
+        return row[0] + self.compressed_saved, row[1] + self.dedup_saved
+
+    # -- epochs ----------------------------------------------------------------------------
+
+    def epochs(self) -> list[PublishedEpoch]:
+        """Returns all known published epochs, oldest first."""
+        return [
+            PublishedEpoch(*row)
+            for row in self._database.rows(
+                "SELECT number, time_ns, epoch.device, coalesce(device.name, '?'), digest "
+                "FROM epoch LEFT JOIN device ON device.number = epoch.device "
+                "ORDER BY epoch.number"
+            )
+        ]
+
+    def last_published(self) -> PublishedEpoch | None:
+        row = self._database.row(
+            "SELECT epoch.number, time_ns, epoch.device, coalesce(device.name, '?'), digest "
+            "FROM epoch LEFT JOIN device ON device.number = epoch.device "
+            "ORDER BY epoch.number DESC LIMIT 1"
+        )
+        return None if row is None else PublishedEpoch(*row)
+
+    def is_known_device(self, number: int) -> bool:
+        return self._database.value("SELECT 1 FROM device WHERE number = ?", (number,)) is not None
+
+    def name_device(self, number: int, name: str) -> None:
+        """Makes the device known to the vault with the epoch that is open now."""
+        self._database.execute(
+            "INSERT INTO device VALUES (?, ?, ?) ON CONFLICT (number) DO UPDATE SET "
+            "name = excluded.name, since = excluded.since WHERE name <> excluded.name",
+            (number, name, self.open_epoch),
+        )
+
+    def has_changes(self) -> bool:
+        """Whether the open epoch holds anything worth a commit."""
+        epoch = self.open_epoch
+        for table in ("inode", "dirent", "xattr", "extent", "chunk"):
+            if self._database.value(
+                f"SELECT 1 FROM {table} WHERE since = ? LIMIT 1", (epoch,)
+            ):
+                return True
+        for table in ("inode", "dirent", "xattr", "extent"):
+            if self._database.value(
+                f"SELECT 1 FROM {table}_past WHERE until = ? LIMIT 1", (epoch,)
+            ):
+                return True
+        return False
+
+    # -- the publication under way ---------------------------------------------------------
+
+    def publication(self) -> Publication | None:
+        row = self._database.row("SELECT epoch, time_ns, digest, refused FROM publication")
+        return None if row is None else Publication(row[0], row[1], row[2], bool(row[3]))
+
+    def close_epoch(self, time_ns: int) -> Publication:
+        """Freezes the open epoch for publication and opens the next; the caller settles."""
+        epoch = self.open_epoch
+        self._database.execute(
+            "INSERT INTO publication (epoch, time_ns) VALUES (?, ?)", (epoch, time_ns)
+        )
+        self._set_open(epoch + 1)
+        return Publication(epoch, time_ns, None, False)
+
+    def note_built(self, epoch: int, digest: bytes, parts: list[tuple[bytes, bytes, int]]) -> None:
+        """Remembers the very bytes that will be uploaded; the caller settles."""
+        self._database.execute("UPDATE publication SET digest = ? WHERE epoch = ?", (digest, epoch))
+        self._database.many("INSERT INTO publication_part VALUES (?, ?, ?)", parts)
+
+    def parts(self) -> list[tuple[bytes, bytes, int]]:
+        return [tuple(row) for row in self._database.rows("SELECT * FROM publication_part")]
+
+    def note_refused(self, epoch: int) -> None:
+        self._database.execute("UPDATE publication SET refused = 1 WHERE epoch = ?", (epoch,))
+
+    def note_published(self, publication: Publication) -> None:
+        """Records that the commit of ``publication`` is on the remote; the caller settles."""
+        assert publication.digest is not None
+        self._database.execute("DELETE FROM publication")
+        self._database.execute("DELETE FROM publication_part")
+        self.note_epoch(
+            publication.epoch, publication.time_ns, self.device, publication.digest
+        )
+
+    def note_epoch(self, epoch: int, time_ns: int, device: int, digest: bytes) -> None:
+        """Records a published epoch, ours or another's, as the newest in here."""
+        self._database.execute(
+            "INSERT INTO epoch VALUES (?, ?, ?, ?)", (epoch, time_ns, device, digest)
+        )
+        self.note_head(epoch, digest)
+
+    def note_head(self, epoch: int, digest: bytes) -> None:
+        self.published_epoch, self.published_digest = epoch, digest
+        self._database.execute(
+            "UPDATE progress SET published_epoch = ?, published_digest = ?", (epoch, digest)
+        )
+        if self.open_epoch <= epoch:
+            self._set_open(epoch + 1)
+
+    def _set_open(self, epoch: int) -> None:
+        self.open_epoch = epoch
+        self._database.execute("UPDATE progress SET open_epoch = ?", (epoch,))
+
+    def set_device(self, device: int) -> None:
+        """Gives a device that has made nothing yet another number."""
+        self.device = device
+        self._ids = itertools.count(first_id(device))
+        self._database.execute("UPDATE progress SET device = ?", (device,))
+
+    def set_dedup(self, dedup: bool) -> None:
+        self.dedup = dedup
+        self._database.execute("UPDATE progress SET dedup = ?", (int(dedup),))

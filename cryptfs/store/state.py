@@ -1,0 +1,194 @@
+"""A vault's folder on this device: who may enter, and what lies where.
+
+::
+
+    VAULT-ID/
+        vault.json   the vault's URL, and the highest header and format seen   (no secrets)
+        header       the newest header, to open the vault while the remote is away
+        local-slots  a header whose slots never leave this device (--local-password)
+        lock         held by the process that works here; says where it is mounted
+        control      the socket that a mounted vault listens on
+        log          what the mount had to say
+        state.db     the encrypted database, and its -wal and -shm
+        spool/       packs being filled or waiting for upload
+        cache/       downloaded packs
+
+Mode 0700. A state that cannot be read is moved aside, never deleted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from cryptfs.errors import CryptfsError, VaultBusy
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What this device knows of a vault without opening it."""
+
+    url: str
+    vault_id: str
+    header_sequence: int = 0
+    format_version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """The process that holds the lock; ``mountpoint`` is empty for a passing command."""
+
+    pid: int
+    mountpoint: str
+
+
+class StateFolder:
+    """Paths, the lock, and the small plain files."""
+
+    def __init__(self, root: Path, vault_id: bytes):
+        self.path = root / vault_id.hex()
+        self.database = self.path / "state.db"
+        self.spool = self.path / "spool"
+        self.cache = self.path / "cache"
+        self.control = self.path / "control"
+        self.log = self.path / "log"
+        self.header = self.path / "header"
+        self.local_slots = self.path / "local-slots"
+        self._lock_path = self.path / "lock"
+        self._lock_fd = -1
+
+    def make(self) -> None:
+        """Makes the folder. Raises CryptfsError when that is not possible."""
+        try:
+            for path in (self.path, self.spool, self.cache):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not os.access(self.path, os.W_OK | os.X_OK):
+                raise PermissionError(13, "permission denied")
+        except OSError as error:
+            raise CryptfsError(
+                f"cannot write to the state directory {self.path}: {error.strerror}; make it "
+                "writable, or choose another with CRYPTFS_STATE_DIR"
+            ) from error
+
+    # -- the lock --------------------------------------------------------------------------
+
+    def lock(self, mountpoint: str = "") -> None:
+        """Takes the vault for this process. Raises VaultBusy naming who has it."""
+        fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise VaultBusy(self._describe_holder()) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps({"pid": os.getpid(), "mountpoint": mountpoint}).encode(), 0)
+        self._lock_fd = fd
+
+    def holder(self) -> Holder | None:
+        """Returns who holds the lock now, or None."""
+        try:
+            fd = os.open(self._lock_path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return self._read_holder()
+        finally:
+            os.close(fd)
+        return None
+
+    def unlock(self) -> None:
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def _read_holder(self) -> Holder:
+        try:
+            found = json.loads(self._lock_path.read_text())
+            return Holder(int(found["pid"]), str(found["mountpoint"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return Holder(0, "")
+
+    def _describe_holder(self) -> str:
+        holder = self._read_holder()
+        if holder.mountpoint:
+            return (
+                f"this vault is mounted already at {holder.mountpoint} (process {holder.pid}); "
+                f"use it there, or run: cryptfs umount {holder.mountpoint}"
+            )
+        return (
+            f"another cryptfs command (process {holder.pid}) works on this vault; "
+            "wait until it is done"
+        )
+
+    # -- the small files -------------------------------------------------------------------
+
+    def seen(self) -> Seen | None:
+        try:
+            return Seen(**json.loads((self.path / "vault.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def note_seen(self, seen: Seen) -> None:
+        """Remembers; sequence and format only ever go up."""
+        before = self.seen()
+        if before is not None:
+            seen = replace(
+                seen,
+                header_sequence=max(seen.header_sequence, before.header_sequence),
+                format_version=max(seen.format_version, before.format_version),
+            )
+        if seen != before:
+            write_atomically(self.path / "vault.json", json.dumps(asdict(seen)).encode())
+
+    def move_damaged_aside(self) -> Path:
+        """Moves database and spool into a folder of their own; returns it."""
+        aside = self.path / time.strftime("damaged-%Y%m%d-%H%M%S")
+        number = 0
+        while aside.exists():
+            number += 1
+            aside = aside.with_name(f"{aside.name.split('.')[0]}.{number}")
+        aside.mkdir(mode=0o700)
+        for name in ("state.db", "state.db-wal", "state.db-shm", "spool"):
+            source = self.path / name
+            if source.exists():
+                source.rename(aside / name)
+        self.spool.mkdir(mode=0o700)
+        return aside
+
+
+def known_states(root: Path) -> Iterator[StateFolder]:
+    """Yields every vault this device has local state of."""
+    try:
+        names = sorted(os.listdir(root))
+    except FileNotFoundError:
+        return
+    for name in names:
+        try:
+            vault_id = bytes.fromhex(name)
+        except ValueError:
+            continue
+        yield StateFolder(root, vault_id)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replaces a small file; after a crash it is the old or the new one. Mode 0600."""
+    new = path.with_name(path.name + ".new")
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.replace(new, path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,161 @@
+"""Pulling: what other devices published is verified and applied, epoch by epoch.
+
+Epochs form one line: each commit names the SHA-256 of the one before it. A remote whose head
+does not continue what this device has seen is refused (RollbackError), and nothing changes.
+
+An epoch is applied in one transaction, so dying in the middle leaves the epoch before it.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from cryptfs.crypto.keys import VaultKeys
+from cryptfs.errors import IntegrityError, ObjectNotFound, RollbackError
+from cryptfs.format.metadata import (
+    Envelope,
+    object_digest,
+    parse_checkpoint,
+    parse_commit,
+    parse_part,
+)
+from cryptfs.format.names import (
+    CHECKPOINTS,
+    COMMITS,
+    checkpoint_name,
+    commit_name,
+    pack_name,
+    parse_name,
+)
+from cryptfs.format.row_rules import join_batches
+from cryptfs.format.rows import RowBatch
+from cryptfs.ids import ObjectKind
+from cryptfs.remote.base import Remote
+from cryptfs.store.database import Database
+from cryptfs.store.exchange import apply_checkpoint, apply_commit
+from cryptfs.store.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """What a pull found: the remote's head, and how many epochs were applied here.
+
+    ``diverged`` says that the remote went on while this device has changes of its own.
+    """
+
+    head: int
+    applied: int
+    diverged: bool = False
+
+
+class Puller:
+    def __init__(self, database: Database, progress: Progress, remote: Remote, keys: VaultKeys):
+        self._database = database
+        self._progress = progress
+        self._remote = remote
+        self._keys = keys
+
+    async def pull(self, *, accept_rollback: bool = False) -> Pulled:
+        """Brings this device to the remote's head. The caller commits and syncs.
+
+        Raises RollbackError, IntegrityError, VaultUnreachable; then nothing was changed.
+        """
+        epochs = await self._epochs(COMMITS)
+        head = max(epochs, default=0)
+        seen = self._progress.published_epoch
+        if not accept_rollback:
+            await self._refuse_rollback(head, seen)
+        if head <= seen:
+            return Pulled(head, 0)
+        if self._progress.publication() is not None or (seen and self._progress.has_changes()):
+            return Pulled(head, 0, diverged=True)
+        start = seen
+        if seen == 0:
+            start = await self._start_from_checkpoint(head)
+        for epoch in range(start + 1, head + 1):
+            await self._apply(epoch)
+        return Pulled(head, head - seen)
+
+    async def _refuse_rollback(self, head: int, seen: int) -> None:
+        if head < seen:
+            raise RollbackError(
+                f"the vault went back: this device has seen epoch {seen}, and the newest there "
+                f"is epoch {head}; somebody removed or restored objects. Nothing was changed; "
+                "to go on from the older state all the same, use --accept-rollback"
+            )
+        if seen == 0:
+            return
+        try:
+            digest = object_digest(await self._remote.get(commit_name(seen)))
+        except ObjectNotFound:
+            raise RollbackError(
+                f"the commit of epoch {seen}, which this device has seen, is gone from the vault, "
+                f"whose newest epoch is {head}"
+            ) from None
+        if digest != self._progress.published_digest:
+            raise RollbackError(
+                f"epoch {seen} is another one than this device has seen (the newest there is "
+                f"epoch {head}); somebody replaced the history of the vault. Nothing was changed"
+            )
+
+    async def _epochs(self, prefix: str) -> list[int]:
+        names = [parse_name(info.name) for info in await self._remote.list(prefix)]
+        return sorted(name.number for name in names if name is not None)
+
+    async def _start_from_checkpoint(self, head: int) -> int:
+        """Fills an empty state from the newest checkpoint that opens; returns its epoch, or 0."""
+        epochs = [epoch for epoch in await self._epochs(CHECKPOINTS) if epoch <= head]
+        for epoch in reversed(epochs):
+            try:
+                data = await self._remote.get(checkpoint_name(epoch))
+                envelope, first = parse_checkpoint(data, self._keys, epoch)
+                batch = await self._with_parts(envelope, first, ObjectKind.CHECKPOINT)
+            except (IntegrityError, ObjectNotFound) as error:
+                log.warning("checkpoint %d is of no use (%s); an older one is tried", epoch, error)
+                continue
+            with self._database.undo_on_error():
+                self._clear()
+                apply_checkpoint(self._database, batch)
+                self._progress.note_head(epoch, envelope.parent)
+                self._progress.set_dedup(envelope.dedup)
+            return epoch
+        return 0
+
+    def _clear(self) -> None:
+        """Removes the root directory that an empty state begins with."""
+        self._database.execute("DELETE FROM inode")
+
+    async def _apply(self, epoch: int) -> None:
+        try:
+            data = await self._remote.get(commit_name(epoch))
+        except ObjectNotFound:
+            raise IntegrityError(
+                f"the commit of epoch {epoch} is missing, and later ones are there: the vault "
+                "cannot be read beyond it"
+            ) from None
+        envelope, first = parse_commit(data, self._keys, epoch)
+        if envelope.parent != self._progress.published_digest:
+            raise IntegrityError(
+                f"epoch {epoch} does not continue epoch {self._progress.published_epoch}"
+            )
+        batch = await self._with_parts(envelope, first, ObjectKind.COMMIT)
+        with self._database.undo_on_error():
+            if epoch == 1:
+                self._clear()
+            apply_commit(self._database, batch)
+            self._progress.note_epoch(
+                epoch, envelope.time_ns, envelope.device, object_digest(data)
+            )
+            self._progress.set_dedup(envelope.dedup)
+
+    async def _with_parts(
+        self, envelope: Envelope, first: RowBatch, kind: ObjectKind
+    ) -> RowBatch:
+        batches = []
+        for part in envelope.parts:
+            data = await self._remote.get(pack_name(part.name))
+            batches.append(parse_part(data, part, self._keys, of=kind, epoch=envelope.epoch))
+        return join_batches([*batches, first])

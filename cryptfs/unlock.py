@@ -1,0 +1,315 @@
+"""From a password or the 64 digits to the keys of a vault: headers, slots, and their rules.
+
+The highest header that parses and verifies counts. What an attacker can put beside it is
+skipped, told, and never acted upon; a header older than one this device has seen is refused,
+because it would bring a removed password back.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from cryptfs.crypto.keys import VaultKeys
+from cryptfs.crypto.password import KdfParams, PasswordSlot, unwrap_password, wrap_password
+from cryptfs.crypto.recovery_key import RecoveryKey
+from cryptfs.errors import (
+    CryptfsError,
+    FormatError,
+    IntegrityError,
+    NewerFormat,
+    NotAVault,
+    RollbackError,
+    UsageError,
+    VaultUnreachable,
+    WrongPassword,
+    WrongSecret,
+)
+from cryptfs.format.header import (
+    FORMAT_VERSION,
+    MAX_SLOTS,
+    Header,
+    UnverifiedHeader,
+    encode_header,
+    parse_header,
+)
+from cryptfs.format.names import COMMITS, HEADERS, header_name, parse_name
+from cryptfs.ids import RandomBytes
+from cryptfs.remote.base import Remote
+from cryptfs.store.state import Seen, StateFolder, known_states, write_atomically
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Password:
+    text: str = field(repr=False)
+
+
+Secret: TypeAlias = Password | RecoveryKey
+
+
+@dataclass(frozen=True, slots=True)
+class Unlocked:
+    """An opened vault: its key, and the header that counts (None when all are lost)."""
+
+    key: RecoveryKey = field(repr=False)
+    keys: VaultKeys = field(repr=False)
+    header: Header | None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The headers of a vault as they lie there, highest first, and why others do not count."""
+
+    headers: tuple[tuple[int, UnverifiedHeader], ...]
+    refused: tuple[CryptfsError, ...]
+    offline: VaultUnreachable | None = None
+
+
+async def find_headers(remote: Remote, state_root: Path) -> Found:
+    """Reads the headers from the remote, or those that were kept here while it is away.
+
+    Raises NotAVault when the place holds none and no commit either, NewerFormat, and
+    VaultUnreachable when nothing is known here.
+    """
+    try:
+        names = [parse_name(info.name) for info in await remote.list(HEADERS)]
+    except VaultUnreachable as error:
+        kept = _kept_headers(remote.url, state_root)
+        if not kept:
+            raise
+        return Found(kept, (), offline=error)
+    headers: list[tuple[int, UnverifiedHeader]] = []
+    refused: list[CryptfsError] = []
+    for name in sorted((n for n in names if n is not None), key=lambda n: -n.number):
+        try:
+            headers.append((name.number, parse_header(await remote.get(header_name(name.number)))))
+        except NewerFormat:
+            raise
+        except IntegrityError as error:
+            refused.append(type(error)(f"{header_name(name.number)}: {error}"))
+    if not headers and not refused and not await remote.list(COMMITS):
+        raise NotAVault(
+            f"there is no vault at {remote.url}; check the path, or make one with: "
+            f"cryptfs init {remote.url}"
+        )
+    return Found(tuple(headers), tuple(refused))
+
+
+def _kept_headers(url: str, state_root: Path) -> tuple[tuple[int, UnverifiedHeader], ...]:
+    for state in known_states(state_root):
+        seen = state.seen()
+        if seen is not None and seen.url == url:
+            try:
+                return ((seen.header_sequence, parse_header(state.header.read_bytes())),)
+            except (OSError, FormatError):
+                return ()
+    return ()
+
+
+async def unlock(remote: Remote, secret: Secret, state_root: Path) -> Unlocked:
+    """Opens the vault.
+
+    Raises WrongPassword or WrongSecret, IntegrityError when a header was altered,
+    RollbackError when this device has seen a newer one.
+    """
+    found = await find_headers(remote, state_root)
+    if isinstance(secret, RecoveryKey):
+        key = secret
+    else:
+        key = _try_password(found, secret, state_root)
+    keys = VaultKeys.derive(key)
+    header = _highest_verified(found, keys)
+    if header is None and isinstance(secret, RecoveryKey) and found.headers:
+        raise WrongSecret(
+            "this recovery key belongs to another vault (its digits are typed right); "
+            "check which vault it was written down for"
+        )
+    if header is None and found.refused and not isinstance(secret, RecoveryKey):
+        raise found.refused[0]
+    _note(remote, keys, header, state_root)
+    return Unlocked(key, keys, header)
+
+
+def _try_password(found: Found, password: Password, state_root: Path) -> RecoveryKey:
+    problem: CryptfsError | None = found.refused[0] if found.refused else None
+    tried = 0
+    for _, header in found.headers:
+        slots = [*header.slots, *_local_slots(state_root, header.vault_id)]
+        for slot in slots:
+            tried += 1
+            try:
+                return unwrap_password(
+                    slot,
+                    password.text,
+                    vault_id=header.vault_id,
+                    format_version=header.format_version,
+                )
+            except WrongPassword:
+                continue
+            except IntegrityError as error:
+                problem = error
+    if problem is not None:
+        raise problem
+    if not tried:
+        raise WrongPassword(
+            "this vault has no password on this device: open it with the recovery key "
+            "(--key-file)"
+        )
+    raise WrongPassword(
+        "wrong password; try again, or use the 64-digit recovery key with --key-file"
+    )
+
+
+def _local_slots(state_root: Path, vault_id: bytes) -> tuple[PasswordSlot, ...]:
+    try:
+        return parse_header(StateFolder(state_root, vault_id).local_slots.read_bytes()).slots
+    except (OSError, FormatError):
+        return ()
+
+
+def _highest_verified(found: Found, keys: VaultKeys) -> Header | None:
+    for sequence, header in found.headers:
+        try:
+            return header.verify(keys, sequence)
+        except IntegrityError as error:
+            log.warning("%s does not count: %s", header_name(sequence), error)
+    return None
+
+
+def _note(remote: Remote, keys: VaultKeys, header: Header | None, state_root: Path) -> None:
+    """Remembers what was seen. Raises RollbackError if it is older than what was seen before."""
+    state = StateFolder(state_root, keys.vault_id)
+    seen = state.seen()
+    if seen is not None and header is not None:
+        if header.sequence < seen.header_sequence:
+            raise RollbackError(
+                f"the vault's header went back from {seen.header_sequence} to "
+                f"{header.sequence}: somebody removed the newer one, and with it perhaps a "
+                "change of the password"
+            )
+        if header.format_version < seen.format_version:
+            raise RollbackError(
+                f"the vault's format went back from {seen.format_version} to "
+                f"{header.format_version}"
+            )
+    if header is not None and state.path.exists():
+        keep_header(state, remote.url, header, keys)
+
+
+def keep_header(state: StateFolder, url: str, header: Header, keys: VaultKeys) -> None:
+    """Keeps the header here, to open the vault while its remote is away."""
+    before = state.seen()
+    if before is None or before.header_sequence != header.sequence or not state.header.exists():
+        write_atomically(state.header, encode_header(header, keys))
+    state.note_seen(Seen(url, keys.vault_id.hex(), header.sequence, header.format_version))
+
+
+# -- slots -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SlotRequest:
+    """A password that is to open the vault, and how hard it is to guess at."""
+
+    password: Password
+    params: KdfParams
+    label: str = ""
+    created_ns: int = 0
+
+
+def new_slot(
+    unlocked: Unlocked, request: SlotRequest, slot_id: int, random_bytes: RandomBytes
+) -> PasswordSlot:
+    return wrap_password(
+        unlocked.key,
+        request.password.text,
+        request.params,
+        slot_id=slot_id,
+        vault_id=unlocked.keys.vault_id,
+        format_version=FORMAT_VERSION,
+        random_bytes=random_bytes,
+        label=request.label,
+        created_ns=request.created_ns,
+    )
+
+
+async def add_slot(
+    remote: Remote, unlocked: Unlocked, request: SlotRequest, random_bytes: RandomBytes
+) -> PasswordSlot:
+    """Publishes a header with one more password slot."""
+    slots = _slots(unlocked)
+    if len(slots) >= MAX_SLOTS:
+        raise UsageError(f"a vault has at most {MAX_SLOTS} passwords; remove one first")
+    slot_id = max((slot.slot_id for slot in slots), default=0) + 1
+    slot = new_slot(unlocked, request, slot_id, random_bytes)
+    await _publish_slots(remote, unlocked, (*slots, slot))
+    return slot
+
+
+async def replace_slot(
+    remote: Remote,
+    unlocked: Unlocked,
+    old: PasswordSlot,
+    request: SlotRequest,
+    random_bytes: RandomBytes,
+) -> PasswordSlot:
+    """Publishes a header in which a new password takes the place of ``old``."""
+    slots = _slots(unlocked)
+    slot_id = max(slot.slot_id for slot in slots) + 1
+    slot = new_slot(unlocked, request, slot_id, random_bytes)
+    await _publish_slots(
+        remote, unlocked, tuple(slot if one.slot_id == old.slot_id else one for one in slots)
+    )
+    return slot
+
+
+async def remove_slot(remote: Remote, unlocked: Unlocked, slot_id: int) -> None:
+    """Publishes a header without the slot, and deletes the older headers that have it."""
+    slots = _slots(unlocked)
+    if all(slot.slot_id != slot_id for slot in slots):
+        raise UsageError(f"there is no password {slot_id}; see: cryptfs key list")
+    await _publish_slots(
+        remote, unlocked, tuple(slot for slot in slots if slot.slot_id != slot_id)
+    )
+
+
+def slot_of_password(unlocked: Unlocked, password: Password) -> PasswordSlot:
+    """Returns the slot that the password opens. Raises WrongPassword."""
+    for slot in _slots(unlocked):
+        try:
+            unwrap_password(
+                slot,
+                password.text,
+                vault_id=unlocked.keys.vault_id,
+                format_version=FORMAT_VERSION,
+            )
+        except WrongPassword:
+            continue
+        return slot
+    raise WrongPassword("no password of this vault is the one that was given")
+
+
+def _slots(unlocked: Unlocked) -> tuple[PasswordSlot, ...]:
+    return () if unlocked.header is None else unlocked.header.slots
+
+
+async def _publish_slots(
+    remote: Remote, unlocked: Unlocked, slots: tuple[PasswordSlot, ...]
+) -> None:
+    """Publishes the next header, and then deletes those before it, which hold what went."""
+    before = unlocked.header
+    names = [parse_name(info.name) for info in await remote.list(HEADERS)]
+    taken = [name.number for name in names if name is not None]
+    sequence = max([0 if before is None else before.sequence, *taken]) + 1
+    header = (
+        Header(vault_id=unlocked.keys.vault_id, sequence=sequence, slots=slots)
+        if before is None
+        else replace(before, sequence=sequence, slots=slots)
+    )
+    await remote.create(header_name(sequence), encode_header(header, unlocked.keys))
+    for number in taken:
+        await remote.delete(header_name(number))

@@ -1,0 +1,354 @@
+"""A vault put together: its remote, its keys, this device's state, and what works on them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from cryptfs.crypto import recovery_key
+from cryptfs.crypto.keys import VaultKeys
+from cryptfs.crypto.recovery_key import RecoveryKey
+from cryptfs.errors import CryptfsError, EpochTaken, UsageError, VaultBusy, VaultUnreachable
+from cryptfs.format.header import Header, encode_header
+from cryptfs.format.names import header_name, parse_name
+from cryptfs.fs.dirty import DirtyChunks
+from cryptfs.fs.files import Files
+from cryptfs.fs.filesystem import Filesystem
+from cryptfs.fs.reader import ChunkReader
+from cryptfs.fs.sealing import Sealing
+from cryptfs.fs.settle import Settler
+from cryptfs.ids import MAX_DEVICE, ClockNs, RandomBytes
+from cryptfs.remote.base import Remote
+from cryptfs.store.content import Content
+from cryptfs.store.database import Database, StateDamaged
+from cryptfs.store.progress import Progress
+from cryptfs.store.spool import Spool, spool_file
+from cryptfs.store.state import StateFolder, write_atomically
+from cryptfs.store.tree import Tree
+from cryptfs.sync.packs import Packs
+from cryptfs.sync.publish import Publisher
+from cryptfs.sync.pull import Puller
+from cryptfs.unlock import SlotRequest, Unlocked, keep_header, new_slot
+
+log = logging.getLogger(__name__)
+
+_RESERVE_SHARE: Final = 16
+_LEAST_RESERVE: Final = 1 << 20
+_MOST_RESERVE: Final = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What comes from outside: where local state lives, who we are, time and randomness."""
+
+    state_root: Path
+    device_name: str
+    clock_ns: ClockNs
+    random_bytes: RandomBytes
+
+
+class Disk:
+    """How much room is left beneath: where the state lies, and the vault if it is a folder."""
+
+    def __init__(self, state: Path, remote: Remote):
+        self._state = state
+        self._remote = remote.local_path("headers/000001")
+
+    def statvfs(self) -> os.statvfs_result:
+        """Returns what the disk that will hold the bytes says of itself."""
+        if self._remote is not None:
+            try:
+                return os.statvfs(self._remote.parent.parent)
+            except OSError:
+                log.debug("the vault's folder is away")
+        return os.statvfs(self._state)
+
+    def free_bytes(self) -> int:
+        """Returns what may still be written, with a reserve kept for what must not fail."""
+        stats = [os.statvfs(self._state), self.statvfs()]
+        return min(
+            stat.f_bavail * stat.f_frsize
+            - min(max(stat.f_blocks * stat.f_frsize // _RESERVE_SHARE, _LEAST_RESERVE), _MOST_RESERVE)
+            for stat in stats
+        )
+
+
+@dataclass(slots=True)
+class View:
+    """What can be read of a vault: the settled state, and the chunks it points to."""
+
+    remote: Remote
+    keys: VaultKeys
+    state: StateFolder
+    database: Database
+    progress: Progress
+    tree: Tree
+    content: Content
+    packs: Packs
+    chunks: ChunkReader
+
+
+def _view(remote: Remote, keys: VaultKeys, state: StateFolder, database: Database) -> View:
+    progress = Progress(database)
+    content = Content(database, progress)
+    packs = Packs(content, remote, keys, state.spool, state.cache)
+    return View(
+        remote, keys, state, database, progress, Tree(database, progress), content, packs,
+        ChunkReader(content, packs),
+    )  # fmt: skip
+
+
+class Vault:
+    """An opened vault with this device's state locked: read, change, publish, pull."""
+
+    def __init__(self, view: View, spool: Spool, around: Surroundings, notices: list[str]):
+        self.view = view
+        self.notices = notices
+        self.disk = Disk(view.state.path, view.remote)
+        self.dirty = DirtyChunks()
+        open_counts: dict[int, int] = {}
+        self._spool = spool
+        self._sealing = Sealing(view.content, view.progress, spool, self.dirty, view.keys)
+        self.settler = Settler(
+            view.database, view.progress, view.content, spool, self.dirty, self._sealing,
+            open_counts.__contains__,
+        )  # fmt: skip
+        files = Files(
+            view.tree, view.content, self.dirty, view.chunks, self._sealing, self.settler.gate,
+            around.clock_ns, self.disk.free_bytes,
+        )  # fmt: skip
+        self.fs = Filesystem(
+            view.tree, files, self.settler, view.progress, around.clock_ns,
+            self.disk.free_bytes, open_counts,
+        )  # fmt: skip
+        self.publisher = Publisher(
+            view.database, view.progress, view.content, spool, self.settler, view.remote,
+            view.keys, device_name=around.device_name, state_key=view.keys.state_database,
+            clock_ns=around.clock_ns, random_bytes=around.random_bytes,
+        )  # fmt: skip
+        self.puller = Puller(view.database, view.progress, view.remote, view.keys)
+
+    async def recover(self) -> None:
+        """Ends what a dead process left: its packs, its journal, its unlinked files."""
+        self._sealing.end_packs()
+        publication = self.view.progress.publication()
+        known = set(self._known_files())
+        if publication is not None and publication.digest is not None:
+            known.add(f"{publication.epoch:010d}.000")
+        self._spool.remove_unknown(known.__contains__)
+        await self.fs.files.restore_journal()
+        self.fs.remove_orphans()
+
+    def _known_files(self) -> list[str]:
+        names = [pack.name for pack in self.view.content.spooled_packs()]
+        names += [name for name, _, _ in self.view.progress.parts()]
+        return [spool_file(self._spool.folder, name).name for name in names]
+
+    async def pull(self, *, accept_rollback: bool = False) -> None:
+        """Brings what others published; goes on with what is here if the remote is away."""
+        try:
+            pulled = await self.puller.pull(accept_rollback=accept_rollback)
+        except VaultUnreachable as error:
+            if not self.view.progress.published_epoch:
+                raise
+            self.notices.append(f"{error}; going on with what is on this device")
+            return
+        if pulled.diverged:
+            self.notices.append(
+                f"another device published up to epoch {pulled.head} while this one had changes "
+                "of its own: they are kept here and cannot be published yet"
+            )
+        await self.settler.settle()
+
+    async def run(self, nursery: trio.Nursery) -> None:
+        """Starts what works in the background of a mount."""
+        nursery.start_soon(self._sealing.run)
+        await self.fs.run(nursery)
+
+    def unpublished_bytes(self) -> int:
+        """Returns how many bytes exist on this device only."""
+        return self.view.content.spooled_bytes() + self.dirty.size_bytes
+
+    def has_unpublished(self) -> bool:
+        """Whether anything, bytes or names, exists on this device only."""
+        progress = self.view.progress
+        return progress.has_changes() or progress.publication() is not None
+
+    def close(self) -> None:
+        """Gives everything back. What is unsettled is lost: settle first."""
+        self._spool.close()
+        self.view.database.close()
+        self.view.state.unlock()
+
+
+# -- opening -------------------------------------------------------------------------------
+
+
+async def open_vault(
+    remote: Remote,
+    unlocked: Unlocked,
+    around: Surroundings,
+    *,
+    mountpoint: str = "",
+    accept_rollback: bool = False,
+) -> Vault:
+    """Opens this device's state of the vault, making or rebuilding it, and pulls.
+
+    Raises VaultBusy, RollbackError, VaultUnreachable (only when nothing is here yet).
+    """
+    state = StateFolder(around.state_root, unlocked.keys.vault_id)
+    state.make()
+    state.lock(mountpoint)
+    try:
+        return await _open_locked(remote, unlocked, around, state, accept_rollback)
+    except BaseException:
+        state.unlock()
+        raise
+
+
+async def _open_locked(
+    remote: Remote,
+    unlocked: Unlocked,
+    around: Surroundings,
+    state: StateFolder,
+    accept_rollback: bool,
+) -> Vault:
+    keys = unlocked.keys
+    if unlocked.header is not None:
+        keep_header(state, remote.url, unlocked.header, keys)
+    notices: list[str] = []
+    database, is_new = _open_database(state, keys, around, notices)
+    try:
+        spool = Spool(state.spool, keys, around.random_bytes)
+        vault = Vault(_view(remote, keys, state, database), spool, around, notices)
+        await vault.recover()
+        await vault.pull(accept_rollback=accept_rollback)
+        progress = vault.view.progress
+        while is_new and progress.is_known_device(progress.device):
+            progress.set_device(_device_number(around.random_bytes))
+        await vault.settler.settle()
+    except BaseException:
+        database.close()
+        if is_new:
+            # A state that never held anything is no state: the next start begins anew.
+            state.database.unlink(missing_ok=True)
+        raise
+    return vault
+
+
+def _open_database(
+    state: StateFolder, keys: VaultKeys, around: Surroundings, notices: list[str]
+) -> tuple[Database, bool]:
+    if state.database.exists():
+        try:
+            database = Database(state.database, keys.state_database)
+            database.check_schema()
+            return database, False
+        except StateDamaged as error:
+            waiting = sum(1 for _ in state.spool.iterdir())
+            aside = state.move_damaged_aside()
+            notices.append(
+                f"{error}. It is being rebuilt from the vault; changes that were not published "
+                f"could not be saved ({waiting} packs of them are kept in {aside})"
+            )
+    return _create_database(state, keys, around), True
+
+
+def _create_database(state: StateFolder, keys: VaultKeys, around: Surroundings) -> Database:
+    database = Database(state.database, keys.state_database, create=True)
+    Progress.create(database, device=_device_number(around.random_bytes), dedup=True)
+    Tree(database, Progress(database)).add_root(os.getuid(), os.getgid(), around.clock_ns())
+    return database
+
+
+def _device_number(random_bytes: RandomBytes) -> int:
+    return 1 + int.from_bytes(random_bytes(8), "big") % MAX_DEVICE
+
+
+@asynccontextmanager
+async def open_view(
+    remote: Remote, unlocked: Unlocked, around: Surroundings
+) -> AsyncIterator[tuple[View, list[str]]]:
+    """Opens the vault for reading: the newest state, or while it is mounted the settled one."""
+    try:
+        vault = await open_vault(remote, unlocked, around)
+    except VaultBusy:
+        state = StateFolder(around.state_root, unlocked.keys.vault_id)
+        holder = state.holder()
+        if holder is None or not holder.mountpoint:
+            raise
+        database = Database(state.database, unlocked.keys.state_database, read_only=True)
+        try:
+            notice = f"the vault is mounted at {holder.mountpoint}: this is its settled state"
+            yield _view(remote, unlocked.keys, state, database), [notice]
+        finally:
+            database.close()
+        return
+    try:
+        yield vault.view, vault.notices
+    finally:
+        vault.close()
+
+
+# -- making --------------------------------------------------------------------------------
+
+
+async def init_vault(
+    remote: Remote,
+    around: Surroundings,
+    key: RecoveryKey,
+    slot: SlotRequest | None,
+    *,
+    slot_is_local: bool = False,
+    dedup: bool = True,
+) -> Unlocked:
+    """Makes a vault: its first epoch, then the header, which is what makes it one.
+
+    Dying before the header leaves objects and no vault; ``check_vacant`` then says so.
+    """
+    await remote.prepare()
+    await check_vacant(remote)
+    unlocked = Unlocked(key, VaultKeys.derive(key), None)
+    slots = () if slot is None else (new_slot(unlocked, slot, 1, around.random_bytes),)
+    header = Header(
+        vault_id=unlocked.keys.vault_id, sequence=1, slots=() if slot_is_local else slots
+    )
+    unlocked = Unlocked(key, unlocked.keys, header)
+    vault = await open_vault(remote, unlocked, around)
+    try:
+        vault.view.progress.set_dedup(dedup)
+        if slot_is_local:
+            local = Header(vault_id=unlocked.keys.vault_id, sequence=1, slots=slots)
+            write_atomically(vault.view.state.local_slots, encode_header(local, unlocked.keys))
+        await vault.publisher.publish()
+        await remote.create(header_name(1), encode_header(header, unlocked.keys))
+    finally:
+        vault.close()
+    return unlocked
+
+
+async def check_vacant(remote: Remote) -> None:
+    """Raises unless the place holds nothing at all: a vault never moves in with strangers."""
+    found = await remote.list("")
+    if not found:
+        return
+    if any(name is not None for name in (parse_name(info.name) for info in found)):
+        raise UsageError(
+            f"{remote.url} holds a vault already, or the rest of one; use it, or choose "
+            "another place"
+        )
+    raise UsageError(
+        f"{remote.url} is not empty (it holds {found[0].name}); choose an empty place for the "
+        "vault"
+    )
+
+
+def new_recovery_key(random_bytes: RandomBytes) -> RecoveryKey:
+    return recovery_key.generate(random_bytes)

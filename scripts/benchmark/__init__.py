@@ -1,0 +1,1 @@
+"""Measures cryptfs beside other encrypted filesystems; ``scripts/bench --help`` says how."""

@@ -1,0 +1,1 @@
+"""Remotes for tests (``memory``, ``faulty``), and the promises that every remote keeps."""

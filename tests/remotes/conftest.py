@@ -1,0 +1,22 @@
+"""Runs ``async def`` tests under trio."""
+
+import inspect
+
+import pytest
+import trio
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {
+        name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters
+    }
+
+    async def run() -> None:
+        with trio.fail_after(30):
+            await pyfuncitem.obj(**arguments)
+
+    trio.run(run)
+    return True
