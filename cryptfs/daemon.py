@@ -33,6 +33,7 @@ from typing import Any, Final
 import pyfuse3
 import trio
 
+from cryptfs import fuse_wait
 from cryptfs.control import Message, listen, read_messages, send_message
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.recovery_key import RecoveryKey
@@ -46,6 +47,8 @@ from cryptfs.unlock import Unlocked
 from cryptfs.vault import Surroundings, Vault, open_vault
 
 log = logging.getLogger(__name__)
+
+PARALLEL_REQUESTS: Final = 64
 
 READ_AHEAD_KIB: Final = 1024
 """Asked of the kernel where we may (as root): eight chunks a request instead of one."""
@@ -105,7 +108,7 @@ class Mount:
                     nursery.start_soon(self._policy.run)
                 nursery.start_soon(_raise_read_ahead, mountpoint)
                 nursery.start_soon(self._tell_when_usable, report_ready)
-                await pyfuse3.main()
+                await pyfuse3.main(max_tasks=PARALLEL_REQUESTS)
                 pyfuse3.close(unmount=False)
                 mounted = False
                 await self._finish()
@@ -263,6 +266,7 @@ def _mount(handlers: Handlers, request: MountRequest) -> None:
         raise FuseUnavailable(
             f"the kernel refused the mount at {request.mountpoint}{reason}"
         ) from error
+    fuse_wait.install()
 
 
 def _unmount_command(mountpoint: str, *, lazy: bool) -> list[str]:

@@ -380,6 +380,7 @@ class Filesystem:
         """Starts what works in the background."""
         self.files.start(nursery)
         nursery.start_soon(self.settler.run)
+        nursery.start_soon(self.settler.run_checkpoints)
 
     # -- checks ----------------------------------------------------------------------------
 

@@ -96,6 +96,7 @@ class Settler:
         self._asked = 0
         self._answered = 0
         self._sync_seconds = 0.0
+        self._checkpoint_wanted = trio.Event()
         self._settled_changes = database.connection.total_changes()
 
     @property
@@ -158,7 +159,7 @@ class Settler:
             self._commit()
         await self._sync_log()
         if self._database.checkpoint_due():
-            await trio.to_thread.run_sync(self._database.checkpoint)
+            self._checkpoint_wanted.set()
 
     def _chunks_to_seal(self) -> list[DirtyChunk]:
         """Chooses what is better sealed than journaled."""
@@ -232,6 +233,13 @@ class Settler:
             except StateLost:
                 log.error("%s", self.gate.broken)
                 return
+
+    async def run_checkpoints(self) -> None:
+        """Keeps the log short, beside everything else."""
+        while True:
+            await self._checkpoint_wanted.wait()
+            await trio.to_thread.run_sync(self._database.checkpoint)
+            self._checkpoint_wanted = trio.Event()
 
     def _has_rested(self) -> bool:
         limit = trio.current_time() - REST_SECONDS

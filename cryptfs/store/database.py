@@ -56,6 +56,9 @@ class Database:
         self.read_only = read_only
         self._log_pages = 0
         self._log_fd = -1
+        self._checkpointer: apsw.Connection | None = None
+        self._checkpoint_at = _CHECKPOINT_PAGES
+        self._checkpoint_nearly_done = False
         if create:
             self.connection = self._connect(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
             os.chmod(path, 0o600)
@@ -151,9 +154,10 @@ class Database:
             self.execute("COMMIT")
         except apsw.FullError as error:
             raise OutOfSpace(f"no room for the local state {self.path}") from error
-        if self._log_pages >= 2 * _CHECKPOINT_PAGES:
+        if self._checkpoint_nearly_done:
             # What the thread below left over is little; done here, between two transactions,
             # it lets the log start over instead of growing.
+            self._checkpoint_nearly_done = False
             self.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         self._begin()
 
@@ -167,18 +171,25 @@ class Database:
         os.fdatasync(self._log_fd)
 
     def checkpoint_due(self) -> bool:
-        return self._log_pages >= _CHECKPOINT_PAGES
+        """Whether the log has grown enough since the last checkpoint."""
+        return self._log_pages >= self._checkpoint_at
 
     def checkpoint(self) -> None:
-        """Copies the log into the database. Runs in any thread: it has its own connection."""
-        connection = self._connect(apsw.SQLITE_OPEN_READWRITE)
-        try:
-            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-        finally:
-            connection.close()
+        """Copies the log into the database while transactions go on.
+
+        Runs in any thread, one call at a time: it has a connection of its own.
+        """
+        if self._checkpointer is None:
+            self._checkpointer = self._connect(apsw.SQLITE_OPEN_READWRITE)
+        pages = self._log_pages
+        self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        self._checkpoint_at = pages + _CHECKPOINT_PAGES
+        self._checkpoint_nearly_done = True
 
     def _note_log_pages(self, _connection: object, _name: str, pages: int) -> int:
         self._log_pages = pages
+        if pages < _CHECKPOINT_PAGES:  # the log started over
+            self._checkpoint_at = _CHECKPOINT_PAGES
         return apsw.SQLITE_OK
 
     def _reserve_log(self) -> None:
@@ -200,6 +211,8 @@ class Database:
         if self._log_fd >= 0:
             os.close(self._log_fd)
             self._log_fd = -1
+        if self._checkpointer is not None:
+            self._checkpointer.close()
         if not self.read_only and not self.lost:
             self.execute("COMMIT")
         self.connection.close()
