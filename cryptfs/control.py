@@ -13,7 +13,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, BinaryIO, Final, TypeAlias
 
 import trio
 
@@ -58,11 +58,13 @@ async def read_messages(stream: trio.abc.ReceiveStream) -> AsyncIterator[Message
 
 
 async def send_message(stream: trio.abc.SendStream, message: Message) -> None:
+    """Sends one line."""
     await stream.send_all(json.dumps(message).encode() + b"\n")
 
 
-def ask(path: Path, request: Message) -> Iterator[Message]:
-    """Sends a request and yields the answers, the last one included. Blocking, for commands.
+@contextmanager
+def conversation(path: Path, request: Message) -> Iterator[Iterator[Message]]:
+    """Sends a request; the body reads the answers when it likes. Blocking, for commands.
 
     Raises CryptfsError when nobody listens, or when the other side ends without an answer.
     """
@@ -70,15 +72,29 @@ def ask(path: Path, request: Message) -> Iterator[Message]:
         try:
             with _short(path) as address:
                 plain.connect(address)
+            plain.sendall(json.dumps(request).encode() + b"\n")
         except OSError as error:
             raise CryptfsError(
                 "the mounted vault does not answer; it may just be starting or ending"
             ) from error
-        plain.sendall(json.dumps(request).encode() + b"\n")
         with plain.makefile("rb") as lines:
-            for line in lines:
-                message: Message = json.loads(line)
-                yield message
-                if message.get("done"):
-                    return
+            yield _answers(lines)
+
+
+def _answers(lines: BinaryIO) -> Iterator[Message]:
+    """Yields the answers, the last one included."""
+    try:
+        for line in lines:
+            message: Message = json.loads(line)
+            yield message
+            if message.get("done"):
+                return
+    except OSError as error:
+        raise CryptfsError("the mounted vault ended before it answered; see its log") from error
     raise CryptfsError("the mounted vault ended before it answered; see its log")
+
+
+def ask(path: Path, request: Message) -> Iterator[Message]:
+    """Sends a request and yields the answers; raises as ``conversation`` does."""
+    with conversation(path, request) as answers:
+        yield from answers

@@ -22,24 +22,23 @@ import logging
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pyfuse3
 import trio
 
 from cryptfs import fuse_wait
+from cryptfs.concurrency import open_nursery
 from cryptfs.control import Message, listen, read_messages, send_message
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.recovery_key import RecoveryKey
 from cryptfs.errors import CryptfsError, FuseUnavailable
 from cryptfs.fuse import Handlers
-from cryptfs.nursery import open_nursery
 from cryptfs.remote.location import open_remote
 from cryptfs.sync.policy import PublishPolicy
 from cryptfs.sync.publish import Upload
@@ -69,7 +68,9 @@ class MountRequest:
     foreground: bool = False
 
     def encode(self) -> bytes:
-        return json.dumps({field.name: getattr(self, field.name) for field in fields(self)}).encode()
+        return json.dumps(
+            {field.name: getattr(self, field.name) for field in fields(self)}
+        ).encode()
 
     def __repr__(self) -> str:
         return f"MountRequest({self.url!r}, {self.mountpoint!r})"
@@ -240,6 +241,7 @@ class Mount:
 
 
 def error_message(error: CryptfsError) -> Message:
+    """Returns the last answer to a request that failed."""
     return {"error": str(error), "exit_code": error.exit_code, "done": True}
 
 
@@ -309,9 +311,7 @@ async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
     """Opens the vault, mounts it, and serves it to its end."""
     key = RecoveryKey(request.digits.encode())
     unlocked = Unlocked(key, VaultKeys.derive(key), None)
-    around = Surroundings(
-        Path(request.state_root), request.device_name, time.time_ns, os.urandom
-    )
+    around = Surroundings(Path(request.state_root), request.device_name, time.time_ns, os.urandom)
     remote = open_remote(request.url)
     vault = await open_vault(
         remote,
@@ -324,7 +324,9 @@ async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
         for notice in vault.notices:
             log.warning("%s", notice)
         mount = Mount(vault, request)
-        await mount.serve(lambda: report({"ready": True, "notices": vault.notices} | mount.status()))
+        await mount.serve(
+            lambda: report({"ready": True, "notices": vault.notices} | mount.status())
+        )
     finally:
         vault.close()
         await remote.close()

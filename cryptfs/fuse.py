@@ -18,8 +18,8 @@ import errno
 import functools
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar, cast
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
@@ -35,13 +35,12 @@ BLOCK_SIZE: Final = 4096
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
-Handler = Callable[Concatenate[Any, Parameters], Awaitable[Result]]
+Handler: TypeAlias = Callable[Concatenate[Any, Parameters], Coroutine[Any, Any, Result]]
 
 
 def answers_errno(handler: Handler[Parameters, Result]) -> Handler[Parameters, Result]:
     """Turns what the filesystem raises into the errno that the kernel is told."""
 
-    @functools.wraps(handler)
     async def answer(self: Any, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         try:
             return await handler(self, *args, **kwargs)
@@ -54,10 +53,10 @@ def answers_errno(handler: Handler[Parameters, Result]) -> Handler[Parameters, R
             log.error("%s", error)
             raise FUSEError(errno.EIO) from None
 
-    return answer
+    return cast(Handler[Parameters, Result], functools.update_wrapper(answer, handler))
 
 
-class Handlers(pyfuse3.Operations):  # type: ignore[misc]
+class Handlers(pyfuse3.Operations):
     """One method a request, named by the kernel's protocol."""
 
     enable_writeback_cache = True
@@ -118,7 +117,7 @@ class Handlers(pyfuse3.Operations):  # type: ignore[misc]
     async def access(self, inode: int, mode: int, ctx: object) -> bool:
         raise FUSEError(errno.ENOSYS)  # the kernel then allows it, and asks no more
 
-    def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Does nothing: an inode lives as long as it has a name or an open handle, and its
         number is never used again.
         """
@@ -131,9 +130,7 @@ class Handlers(pyfuse3.Operations):  # type: ignore[misc]
     ) -> EntryAttributes:
         self._refuse_changes()
         return _attributes(
-            await self._fs.make(
-                parent, name, mode & ~ctx.umask, ctx.uid, ctx.gid, rdev=rdev
-            )
+            await self._fs.make(parent, name, mode & ~ctx.umask, ctx.uid, ctx.gid, rdev=rdev)
         )
 
     @answers_errno
@@ -244,7 +241,9 @@ class Handlers(pyfuse3.Operations):  # type: ignore[misc]
         return _file_info(inode)
 
     @answers_errno
-    async def read(self, fh: int, off: int, size: int) -> bytes | bytearray | memoryview:
+    async def read(  # type: ignore[override]  # any buffer will do, and saves a copy
+        self, fh: int, off: int, size: int
+    ) -> bytes | bytearray | memoryview:
         return await self._fs.files.read(fh, off, size)
 
     @answers_errno

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TypeAlias
 
 from cryptfs.crypto.keys import VaultKeys
@@ -38,7 +39,6 @@ from cryptfs.format.names import COMMITS, HEADERS, header_name, parse_name
 from cryptfs.ids import RandomBytes
 from cryptfs.remote.base import Remote
 from cryptfs.store.state import Seen, StateFolder, known_states, write_atomically
-from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -117,10 +117,7 @@ async def unlock(remote: Remote, secret: Secret, state_root: Path) -> Unlocked:
     RollbackError when this device has seen a newer one.
     """
     found = await find_headers(remote, state_root)
-    if isinstance(secret, RecoveryKey):
-        key = secret
-    else:
-        key = _try_password(found, secret, state_root)
+    key = secret if isinstance(secret, RecoveryKey) else _try_password(found, secret, state_root)
     keys = VaultKeys.derive(key)
     header = _highest_verified(found, keys)
     if header is None and isinstance(secret, RecoveryKey) and found.headers:
@@ -156,8 +153,7 @@ def _try_password(found: Found, password: Password, state_root: Path) -> Recover
         raise problem
     if not tried:
         raise WrongPassword(
-            "this vault has no password on this device: open it with the recovery key "
-            "(--key-file)"
+            "this vault has no password on this device: open it with the recovery key (--key-file)"
         )
     raise WrongPassword(
         "wrong password; try again, or use the 64-digit recovery key with --key-file"
@@ -224,6 +220,7 @@ class SlotRequest:
 def new_slot(
     unlocked: Unlocked, request: SlotRequest, slot_id: int, random_bytes: RandomBytes
 ) -> PasswordSlot:
+    """Returns the vault's key wrapped under the requested password; nothing is published."""
     return wrap_password(
         unlocked.key,
         request.password.text,
@@ -272,9 +269,7 @@ async def remove_slot(remote: Remote, unlocked: Unlocked, slot_id: int) -> None:
     slots = _slots(unlocked)
     if all(slot.slot_id != slot_id for slot in slots):
         raise UsageError(f"there is no password {slot_id}; see: cryptfs key list")
-    await _publish_slots(
-        remote, unlocked, tuple(slot for slot in slots if slot.slot_id != slot_id)
-    )
+    await _publish_slots(remote, unlocked, tuple(slot for slot in slots if slot.slot_id != slot_id))
 
 
 def slot_of_password(unlocked: Unlocked, password: Password) -> PasswordSlot:

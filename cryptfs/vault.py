@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,9 @@ from typing import Final
 
 import trio
 
-from cryptfs.crypto import recovery_key
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.recovery_key import RecoveryKey
-from cryptfs.errors import CryptfsError, EpochTaken, UsageError, VaultBusy, VaultUnreachable
+from cryptfs.errors import UsageError, VaultBusy, VaultUnreachable
 from cryptfs.format.header import Header, encode_header
 from cryptfs.format.names import header_name, parse_name
 from cryptfs.fs.dirty import DirtyChunks
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 _RESERVE_SHARE: Final = 16
 _LEAST_RESERVE: Final = 1 << 20
 _MOST_RESERVE: Final = 64 << 20
+_FRESH_SECONDS: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,8 @@ class Disk:
     def __init__(self, state: Path, remote: Remote):
         self._state = state
         self._remote = remote.local_path("headers/000001")
+        self._free_bytes = 0
+        self._fresh_until = 0.0
 
     def statvfs(self) -> os.statvfs_result:
         """Returns what the disk that will hold the bytes says of itself."""
@@ -71,13 +74,20 @@ class Disk:
         return os.statvfs(self._state)
 
     def free_bytes(self) -> int:
-        """Returns what may still be written, with a reserve kept for what must not fail."""
-        stats = [os.statvfs(self._state), self.statvfs()]
-        return min(
-            stat.f_bavail * stat.f_frsize
-            - min(max(stat.f_blocks * stat.f_frsize // _RESERVE_SHARE, _LEAST_RESERVE), _MOST_RESERVE)
-            for stat in stats
-        )
+        """Returns what may still be written, with a reserve kept for what must not fail.
+
+        Asked by every write, so the disks are asked only every few milliseconds.
+        """
+        now = time.monotonic()
+        if now >= self._fresh_until:
+            self._fresh_until = now + _FRESH_SECONDS
+            self._free_bytes = min(map(_usable, (os.statvfs(self._state), self.statvfs())))
+        return self._free_bytes
+
+
+def _usable(stat: os.statvfs_result) -> int:
+    reserve = stat.f_blocks * stat.f_frsize // _RESERVE_SHARE
+    return stat.f_bavail * stat.f_frsize - min(max(reserve, _LEAST_RESERVE), _MOST_RESERVE)
 
 
 @dataclass(slots=True)
@@ -345,10 +355,5 @@ async def check_vacant(remote: Remote) -> None:
             "another place"
         )
     raise UsageError(
-        f"{remote.url} is not empty (it holds {found[0].name}); choose an empty place for the "
-        "vault"
+        f"{remote.url} is not empty (it holds {found[0].name}); choose an empty place for the vault"
     )
-
-
-def new_recovery_key(random_bytes: RandomBytes) -> RecoveryKey:
-    return recovery_key.generate(random_bytes)

@@ -115,7 +115,7 @@ def encode_header(header: Header, keys: VaultKeys) -> bytes:
 
 
 def parse_header(data: bytes) -> UnverifiedHeader:
-    """The header in ``data``, bounded but not yet verified. Never raises but `IntegrityError`."""
+    """The header in ``data``, bounded but not yet verified. Raises nothing but `IntegrityError`."""
     text = _require_frame(data)
     fields = _decode(text)
     # Read back and written again, it must be the same: no doubled, unknown or missing fields,
@@ -235,11 +235,12 @@ def _slot_fields(slot: PasswordSlot) -> dict[str, Any]:
 
 
 def _parse_fields(fields: Any) -> tuple[Header, bytes]:
+    # What says "newer" stands first: it may be the reason for whatever else is unexpected.
     header = Header(
         format_version=_take(fields, "cryptfs", int),
         features=_parse_features(_take(fields, "features", list)),
         former_keys=_parse_former_keys(_take(fields, "former_keys", list)),
-        key_epoch=_take(fields, "key_epoch", int),
+        key_epoch=_parse_key_epoch(_take(fields, "key_epoch", int)),
         sequence=_take(fields, "sequence", int),
         slots=tuple(map(_parse_slot, _take(fields, "slots", list))),
         vault_id=_take_hex(fields, "vault_id", _VAULT_ID_SIZE),
@@ -266,6 +267,12 @@ def _parse_former_keys(former_keys: list[Any]) -> tuple[bytes, ...]:
     return ()
 
 
+def _parse_key_epoch(key_epoch: int) -> int:
+    if key_epoch > 1:
+        raise NewerFormat("the vault was re-keyed, which needs a later version of cryptfs")
+    return key_epoch
+
+
 def _parse_slot(fields: Any) -> PasswordSlot:
     kind = _take(fields, "kind", str)
     kdf = _take(fields, "kdf", dict)
@@ -288,7 +295,7 @@ def _check_header(header: Header) -> None:
     if not 1 <= header.sequence <= MAX_SEQUENCE:
         raise FormatError(f"header sequence {header.sequence} is out of range")
     if header.key_epoch != 1 or header.former_keys:
-        raise NewerFormat("the vault was re-keyed, which needs a later version of cryptfs")
+        raise FormatError(f"there is no key epoch {header.key_epoch} in format 1")
     if len(header.slots) > MAX_SLOTS:
         raise FormatError(f"a header has at most {MAX_SLOTS} slots")
     for slot in header.slots:

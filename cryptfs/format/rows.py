@@ -17,7 +17,6 @@ checkpoints only: the same columns and ``until``, the first epoch in which it wa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -166,50 +165,5 @@ class RowBatch:
         return sum(map(len, tables))
 
 
-PAST_TABLES: Final = ("inode", "dirent", "xattr", "extent")
-"""The tables that describe the filesystem, and so have a history."""
-
 GONE_TABLES: Final = ("inode", "dirent", "xattr", "extent", "chunk", "pack")
 """The tables whose rows can go: devices and epochs are not taken back."""
-
-_TARGET_BYTES: Final = 4 * 1024 * 1024
-_TARGET_ROWS: Final = 100_000
-
-
-def divide_batch(
-    batch: RowBatch, most_bytes: int = _TARGET_BYTES, most_rows: int = _TARGET_ROWS
-) -> list[RowBatch]:
-    """The batch in pieces that each fit in an object, in order; one empty piece for none.
-
-    The limits keep a reader's memory small; an object could hold four times as much.
-    """
-    pieces = [RowBatch()]
-    room_bytes, room_rows = most_bytes, most_rows
-    for group, name, row in _every_row(batch):
-        size = _encoded_size(row)
-        if size > room_bytes or room_rows == 0:
-            pieces.append(RowBatch())
-            room_bytes, room_rows = most_bytes, most_rows
-        getattr(pieces[-1], group).setdefault(name, []).append(row)
-        room_bytes -= size
-        room_rows -= 1
-    return pieces
-
-
-def _every_row(batch: RowBatch) -> Iterator[tuple[str, str, Row]]:
-    for group in ("rows", "past", "gone"):
-        tables: dict[str, list[Row]] = getattr(batch, group)
-        for name, rows in tables.items():
-            for row in rows:
-                yield group, name, row
-
-
-def _encoded_size(row: Row) -> int:
-    """At least the length of the row in CBOR: 9 bytes for a number, 4 for a character."""
-    size = 9 * (len(row) + 1)
-    for value in row:
-        if isinstance(value, bytes):
-            size += len(value)
-        elif isinstance(value, str):
-            size += 4 * len(value)
-    return size

@@ -1,10 +1,9 @@
 """File bytes that the kernel has handed over and that are not yet in a sealed chunk.
 
 A dirty chunk holds the whole content of its chunk, so a read never merges more than whole
-chunks. What of it is durable is counted in pages of 4 KiB, two bit masks a chunk:
-
-    unsettled   the page changed since it was last made durable
-    journaled   the journal holds the page (perhaps an older version of it)
+chunks. What of it is not durable is counted in pages of 4 KiB: a bit of ``unsettled`` for each page
+that changed since it was last made durable. ``slot`` is where the journal holds pages of the
+chunk, if it does.
 
 Invariant: the sealed chunk in the extent table, overlaid with the journaled pages, is the
 content as of the last settle; overlaid with ``data`` it is the content now.
@@ -32,7 +31,7 @@ class DirtyChunk:
     """One chunk's newest content. ``data`` ends where the file does, or zeros follow."""
 
     __slots__ = (
-        "data", "idx", "inode", "journaled", "queued", "sealing", "touched", "unsettled", "version",
+        "data", "idx", "inode", "queued", "sealing", "slot", "touched", "unsettled", "version",
     )  # fmt: skip
 
     def __init__(self, inode: int, idx: int, data: bytes | bytearray | memoryview = b""):
@@ -40,7 +39,7 @@ class DirtyChunk:
         self.idx = idx
         self.data = data
         self.unsettled = 0
-        self.journaled = 0
+        self.slot: int | None = None
         self.version = 0  # grows with every change
         self.sealing = False  # a worker thread reads ``data``: change a copy
         self.queued = False
@@ -74,18 +73,15 @@ class DirtyChunk:
         if len(self.data) > length:
             self.data = bytearray(self.data[:length])
         self.unsettled = pages_of(0, len(self.data))
-        self.journaled = 0
 
     def page(self, number: int) -> bytes:
         """Returns page ``number`` of the chunk; shorter where the data ends."""
         return bytes(self.data[number * PAGE_SIZE : (number + 1) * PAGE_SIZE])
 
     def overlay(self, pages: list[tuple[int, bytes]]) -> None:
-        """Puts journaled pages (numbered in the file) back over the sealed content."""
-        for page, content in pages:
-            number = page % PAGES_IN_CHUNK
+        """Puts journaled pages back over the sealed content."""
+        for number, content in pages:
             self.put(number * PAGE_SIZE, memoryview(content))
-            self.journaled |= 1 << number
         self.unsettled = 0
 
     def _own(self) -> bytearray:
@@ -137,8 +133,3 @@ class DirtyChunks:
         if not chunks:
             del self._files[chunk.inode]
         self.size_bytes -= len(chunk.data)
-
-    def remove_from(self, inode: int, first_idx: int = 0) -> None:
-        """Drops a file's dirty chunks from index ``first_idx`` on."""
-        for chunk in [c for c in self.of(inode).values() if c.idx >= first_idx]:
-            self.remove(chunk)

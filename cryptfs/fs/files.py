@@ -64,9 +64,7 @@ class Files:
         # What is dirty now is picked up now: it may be sealed, and gone from here, while the
         # rest is loaded.
         contents: dict[int, Buffer] = {
-            idx: chunk.data
-            for idx, chunk in self._dirty.of(inode).items()
-            if first <= idx <= last
+            idx: chunk.data for idx, chunk in self._dirty.of(inode).items() if first <= idx <= last
         }
         if len(contents) <= last - first:
             refs = self._content.extents(inode, first, last)
@@ -210,25 +208,35 @@ class Files:
         if length and chunk is not None and len(chunk.data) > length:
             self._dirty.cut(chunk, length)
             self._content.remove_extents(inode, idx, idx)
-            self._content.remove_pages(inode, idx, idx)
-        self._dirty.remove_from(inode, first_gone)
+            self._drop_journal(chunk)
+        self._drop_dirty(inode, first_gone)
         self._content.remove_extents(inode, first_gone)
-        self._content.remove_pages(inode, first_gone)
 
     def discard(self, inode: int) -> None:
         """Drops all content of an inode that goes."""
-        self._dirty.remove_from(inode)
+        self._drop_dirty(inode)
         self._content.remove_extents(inode)
-        self._content.remove_pages(inode)
         self._read_up_to.pop(inode, None)
+
+    def _drop_dirty(self, inode: int, first_idx: int = 0) -> None:
+        """Drops the dirty chunks from index ``first_idx`` on, and what is journaled of them."""
+        for chunk in [c for c in self._dirty.of(inode).values() if c.idx >= first_idx]:
+            self._drop_journal(chunk)
+            self._dirty.remove(chunk)
+
+    def _drop_journal(self, chunk: DirtyChunk) -> None:
+        if chunk.slot is not None:
+            self._content.drop_journal(chunk.slot)
+            chunk.slot = None
 
     async def restore_journal(self) -> None:
         """Makes the chunks that the journal holds pages of dirty again, after a start."""
-        for inode, idx in self._content.journaled_chunks():
+        for slot, inode, idx in self._content.journaled():
             ref = self._content.extents(inode, idx, idx).get(idx)
             content = b"" if ref is None else (await self._reader.load([ref]))[ref.id]
             chunk = DirtyChunk(inode, idx, content)
-            chunk.overlay(self._content.pages(inode, idx))
+            chunk.overlay(self._content.pages(slot))
+            chunk.slot = slot
             chunk.touched = trio.current_time()
             self._dirty.add(chunk)
 

@@ -172,9 +172,7 @@ class Sealing:
         places = dict(zip(to_append, appended, strict=True))
         self._place(batch, versions, digests, places, known)
 
-    async def _digest(
-        self, contents: list[bytes | bytearray | memoryview]
-    ) -> list[bytes | None]:
+    async def _digest(self, contents: list[bytes | bytearray | memoryview]) -> list[bytes | None]:
         """Returns the identifiers of the chunks, None for one that is nothing but zeros."""
         key = self._keys.chunk_id if self._progress.dedup else None
 
@@ -255,8 +253,8 @@ class Sealing:
                 self._content.remove_extents(chunk.inode, chunk.idx, chunk.idx)
             else:
                 self._content.put_extent(chunk.inode, chunk.idx, id)
-            if chunk.journaled:
-                self._content.remove_pages(chunk.inode, chunk.idx, chunk.idx)
+            if chunk.slot is not None:
+                self._content.drop_journal(chunk.slot)
             self._dirty.remove(chunk)
         if self._dirty.size_bytes <= DIRTY_LIMIT:
             self._room.set()

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
 import trio
 
+from cryptfs.concurrency import holding
 from cryptfs.errors import CryptfsError, OutOfSpace
 from cryptfs.fs.dirty import DirtyChunk, DirtyChunks
 from cryptfs.fs.sealing import Sealing
@@ -63,8 +64,8 @@ class Gate:
         if self.broken is not None:
             raise self.broken
 
-    @asynccontextmanager
-    async def closed(self) -> AsyncIterator[None]:
+    @contextmanager
+    def closed(self) -> Iterator[None]:
         self._opened = trio.Event()
         try:
             yield
@@ -113,7 +114,7 @@ class Settler:
         """
         self._asked += 1
         mine = self._asked
-        async with self._lock:
+        async with holding(self._lock):
             if self._answered >= mine:
                 return
             covered = self._asked
@@ -127,7 +128,7 @@ class Settler:
         """Settles with every chunk sealed and every pack ended, and calls ``at_the_instant``
         just before the commit: what it writes is part of the picture.
         """
-        async with self._lock:
+        async with holding(self._lock):
             await self._preseal()
             covered = self._asked
             async with self._picture(seal_everything=True):
@@ -137,7 +138,7 @@ class Settler:
     async def _preseal(self) -> None:
         """Seals and syncs the bulk while requests still pass, so that the gate closes briefly."""
         if self._dirty.size_bytes > PRESEAL_BYTES:
-            async with self._sealing.lock:
+            async with holding(self._sealing.lock):
                 await self._sealing.seal(self._sealing.take_queue())
         if self._spool.has_unsynced and self._dirty.size_bytes > PRESEAL_BYTES:
             await self._sync_spool()
@@ -145,18 +146,19 @@ class Settler:
     @asynccontextmanager
     async def _picture(self, *, seal_everything: bool = False) -> AsyncIterator[None]:
         """Settles; the body runs at the instant. The caller holds ``_lock``."""
-        async with self._sealing.lock, self.gate.closed():
-            if seal_everything:
-                await self._sealing.seal(list(self._dirty))
-                self._sealing.end_packs()
-            else:
-                await self._sealing.seal(self._chunks_to_seal())
-                self._journal()
-            if self._spool.has_unsynced:
-                await self._sync_spool()
-            yield
-            self._progress.save()
-            self._commit()
+        async with holding(self._sealing.lock):
+            with self.gate.closed():
+                if seal_everything:
+                    await self._sealing.seal(list(self._dirty))
+                    self._sealing.end_packs()
+                else:
+                    await self._sealing.seal(self._chunks_to_seal())
+                    self._journal()
+                if self._spool.has_unsynced:
+                    await self._sync_spool()
+                yield
+                self._progress.save()
+                self._commit()
         await self._sync_log()
         if self._database.checkpoint_due():
             self._checkpoint_wanted.set()
@@ -176,14 +178,13 @@ class Settler:
         for chunk in self._dirty:
             if not chunk.unsettled:
                 continue
-            mask, first = chunk.unsettled, chunk.idx * PAGES_IN_CHUNK
-            pages = [
-                (first + number, chunk.page(number))
-                for number in range(PAGES_IN_CHUNK)
-                if mask >> number & 1
-            ]
-            self._content.put_pages(chunk.inode, pages)
-            chunk.journaled |= mask
+            if chunk.slot is None:
+                chunk.slot = self._content.open_journal(chunk.inode, chunk.idx)
+            mask = chunk.unsettled
+            self._content.put_pages(
+                chunk.slot,
+                [(n, chunk.page(n)) for n in range(PAGES_IN_CHUNK) if mask >> n & 1],
+            )
             chunk.unsettled = 0
 
     async def _sync_spool(self) -> None:
@@ -224,7 +225,7 @@ class Settler:
             if self.is_settled and not self._has_rested():
                 continue
             try:
-                async with self._lock:
+                async with holding(self._lock):
                     await self._preseal()
                     async with self._picture():
                         pass

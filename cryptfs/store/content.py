@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from cryptfs.format.names import pack_name
@@ -149,36 +149,46 @@ class Content:
 
     # -- journal ---------------------------------------------------------------------------
 
-    def put_pages(self, inode: int, pages: Sequence[tuple[int, bytes]]) -> None:
-        """Makes whole pages part of the transaction; page ``n`` starts at byte ``n * 4096``."""
-        for page, data in pages:
+    def open_journal(self, inode: int, idx: int) -> int:
+        """Returns the slot under which pages of this chunk are journaled from now on."""
+        row = self._execute(
+            "INSERT INTO journal (inode, idx) VALUES (?, ?) RETURNING slot", (inode, idx)
+        ).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def put_pages(self, slot: int, pages: Iterable[tuple[int, bytes]]) -> None:
+        """Makes pages part of the transaction; page ``n`` starts at byte ``n * 4096``."""
+        first = slot * PAGES_IN_CHUNK
+        for number, data in pages:
             self._execute(
-                "INSERT INTO journal VALUES (?, ?, ?) ON CONFLICT (inode, page) "
+                "INSERT INTO journal_page VALUES (?, ?) ON CONFLICT (id) "
                 "DO UPDATE SET data = excluded.data",
-                (inode, page, data),
+                (first + number, data),
             )
 
-    def remove_pages(self, inode: int, first_idx: int = 0, last_idx: int | None = None) -> None:
-        """Drops the journal of the chunks from ``first_idx`` to ``last_idx``."""
-        last = (1 << 62) if last_idx is None else (last_idx + 1) * PAGES_IN_CHUNK - 1
+    def drop_journal(self, slot: int) -> None:
+        """Forgets a chunk's journaled pages: they are in a sealed chunk, or gone."""
+        first = slot * PAGES_IN_CHUNK
         self._execute(
-            "DELETE FROM journal WHERE inode = ? AND page BETWEEN ? AND ?",
-            (inode, first_idx * PAGES_IN_CHUNK, last),
+            "DELETE FROM journal_page WHERE id BETWEEN ? AND ?",
+            (first, first + PAGES_IN_CHUNK - 1),
         )
+        self._execute("DELETE FROM journal WHERE slot = ?", (slot,))
 
-    def journaled_chunks(self) -> list[tuple[int, int]]:
-        """Returns (inode, idx) of every chunk that has pages in the journal."""
-        return list(
-            self._execute(f"SELECT DISTINCT inode, page / {PAGES_IN_CHUNK} FROM journal")
-        )
+    def journaled(self, inode: int | None = None) -> list[tuple[int, int, int]]:
+        """Returns (slot, inode, idx) of every journaled chunk, of one file or of all."""
+        if inode is None:
+            return list(self._execute("SELECT slot, inode, idx FROM journal"))
+        return list(self._execute("SELECT slot, inode, idx FROM journal WHERE inode = ?", (inode,)))
 
-    def pages(self, inode: int, idx: int) -> list[tuple[int, bytes]]:
-        """Returns the journaled pages of one chunk, in order."""
-        first = idx * PAGES_IN_CHUNK
-        return list(
-            self._execute(
-                "SELECT page, data FROM journal WHERE inode = ? AND page BETWEEN ? AND ? "
-                "ORDER BY page",
-                (inode, first, first + PAGES_IN_CHUNK - 1),
+    def pages(self, slot: int) -> list[tuple[int, bytes]]:
+        """Returns the journaled pages of one chunk as (number in the chunk, bytes), in order."""
+        first = slot * PAGES_IN_CHUNK
+        return [
+            (id - first, data)
+            for id, data in self._execute(
+                "SELECT id, data FROM journal_page WHERE id BETWEEN ? AND ? ORDER BY id",
+                (first, first + PAGES_IN_CHUNK - 1),
             )
-        )
+        ]

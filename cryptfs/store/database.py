@@ -35,7 +35,10 @@ _LOG_RESERVED: Final = 8 << 20
 """Zeros written ahead into the log: syncing an overwrite costs half of syncing an append
 (0.14 against 0.39 ms on ext4), because the file's size does not change."""
 
-_CHECKPOINT_PAGES: Final = 1000
+_PAGE_SIZE: Final = 8192
+"""A journaled page of 4 KiB fits a leaf whole: fewer pages a small fsync than with 4096."""
+
+_CHECKPOINT_PAGES: Final = 500
 
 
 class StateDamaged(CryptfsError):
@@ -82,6 +85,8 @@ class Database:
             connection.set_busy_timeout(10_000)
             connection.pragma("cipher", "aegis")
             connection.execute(f"PRAGMA key = 'raw:{self._key.hex()}'")
+            if flags & apsw.SQLITE_OPEN_CREATE:
+                connection.pragma("page_size", _PAGE_SIZE)
             if not flags & apsw.SQLITE_OPEN_READONLY:
                 connection.pragma("journal_mode", "wal")
                 connection.pragma("synchronous", 1)
@@ -91,9 +96,7 @@ class Database:
             for _ in connection.execute("SELECT count(*) FROM sqlite_schema"):
                 pass
         except (apsw.NotADBError, apsw.CorruptError, apsw.CantOpenError, apsw.IOError) as error:
-            raise StateDamaged(
-                f"the local state {self.path} cannot be opened ({error})"
-            ) from error
+            raise StateDamaged(f"the local state {self.path} cannot be opened ({error})") from error
         return connection
 
     def check_schema(self) -> None:

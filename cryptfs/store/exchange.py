@@ -62,9 +62,7 @@ def _commit_rows(snapshot: Database, epoch: int) -> Iterator[tuple[str, str, Row
         same_key = " AND ".join(f"{table}.{column} = past.{column}" for column in key)
         for row in snapshot.rows(f"SELECT {columns} FROM {table} WHERE since = ?", (epoch,)):
             yield "rows", table, row
-        for row in snapshot.rows(
-            f"SELECT {columns} FROM {table}_past WHERE since = ?", (epoch,)
-        ):
+        for row in snapshot.rows(f"SELECT {columns} FROM {table}_past WHERE since = ?", (epoch,)):
             yield "rows", table, row
         # A key went if a version of it ended with this epoch and none began.
         for row in snapshot.rows(

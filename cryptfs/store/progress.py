@@ -10,6 +10,8 @@ from cryptfs.ids import first_id
 from cryptfs.store.database import Database
 from cryptfs.store.schema import SCHEMA_VERSION
 
+_RESERVED_IDS: Final = 100_000
+
 NO_DIGEST: Final = bytes(32)
 """Stands for the commit before epoch 1."""
 
@@ -48,7 +50,8 @@ class Progress:
         )
         assert row is not None
         self.device: int = row[0]
-        self._ids = itertools.count(row[1])
+        self._ids = itertools.count(int(row[1]))
+        self._reserved = row[1]
         self.open_epoch: int = row[2]
         self.published_epoch: int = row[3]
         self.published_digest: bytes = row[4]
@@ -69,11 +72,18 @@ class Progress:
         return next(self._ids)
 
     def save(self) -> None:
-        """Writes what is counted in memory, as part of the transaction that settles."""
+        """Writes what is counted in memory, as part of the transaction that settles.
+
+        Ids are reserved in blocks, so that a small fsync need not write this row.
+        """
+        used = next(self._ids)
+        if used < self._reserved and not self.compressed_saved and not self.dedup_saved:
+            return
+        self._reserved = used + _RESERVED_IDS
         self._database.execute(
             "UPDATE progress SET next_id = ?, compressed_saved = compressed_saved + ?, "
             "dedup_saved = dedup_saved + ?",
-            (next(self._ids), self.compressed_saved, self.dedup_saved),
+            (self._reserved, self.compressed_saved, self.dedup_saved),
         )
         self.compressed_saved = self.dedup_saved = 0
 
@@ -81,7 +91,7 @@ class Progress:
         """Returns what compression and what dedup saved, in bytes, since this state was made."""
         row = self._database.row("SELECT compressed_saved, dedup_saved FROM progress")
         assert row is not None
-        return row[0] + self.compressed_saved, row[1] + self.dedup_saved
+        return int(row[0]) + self.compressed_saved, int(row[1]) + self.dedup_saved
 
     # -- epochs ----------------------------------------------------------------------------
 
@@ -119,9 +129,7 @@ class Progress:
         """Whether the open epoch holds anything worth a commit."""
         epoch = self.open_epoch
         for table in ("inode", "dirent", "xattr", "extent", "chunk"):
-            if self._database.value(
-                f"SELECT 1 FROM {table} WHERE since = ? LIMIT 1", (epoch,)
-            ):
+            if self._database.value(f"SELECT 1 FROM {table} WHERE since = ? LIMIT 1", (epoch,)):
                 return True
         for table in ("inode", "dirent", "xattr", "extent"):
             if self._database.value(
@@ -161,9 +169,7 @@ class Progress:
         assert publication.digest is not None
         self._database.execute("DELETE FROM publication")
         self._database.execute("DELETE FROM publication_part")
-        self.note_epoch(
-            publication.epoch, publication.time_ns, self.device, publication.digest
-        )
+        self.note_epoch(publication.epoch, publication.time_ns, self.device, publication.digest)
 
     def note_epoch(self, epoch: int, time_ns: int, device: int, digest: bytes) -> None:
         """Records a published epoch, ours or another's, as the newest in here."""
@@ -188,6 +194,7 @@ class Progress:
         """Gives a device that has made nothing yet another number."""
         self.device = device
         self._ids = itertools.count(first_id(device))
+        self._reserved = 0
         self._database.execute("UPDATE progress SET device = ?", (device,))
 
     def set_dedup(self, dedup: bool) -> None:

@@ -121,13 +121,19 @@ CREATE TABLE spooled (
     pack INTEGER PRIMARY KEY
 );
 
--- Pages of 4 KiB that are durable here and not yet part of a sealed chunk.
+-- Chunks of which some pages are durable here and not yet part of a sealed chunk.
 CREATE TABLE journal (
+    slot  INTEGER PRIMARY KEY,
     inode INTEGER NOT NULL,
-    page  INTEGER NOT NULL,
-    data  BLOB    NOT NULL,             -- shorter than 4 KiB only at the file's end
-    PRIMARY KEY (inode, page)
-) WITHOUT ROWID;
+    idx   INTEGER NOT NULL
+);
+
+-- Those pages, of 4 KiB each. One integer key keeps the pages of a chunk side by side in one
+-- b-tree, so a small fsync writes few pages of the log.
+CREATE TABLE journal_page (
+    id   INTEGER PRIMARY KEY,           -- slot * 32 + number of the page in the chunk
+    data BLOB    NOT NULL               -- shorter than 4 KiB only at the file's end
+);
 
 -- Inodes that nothing names any more and somebody has open; removed at the next start.
 CREATE TABLE orphan (

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from cryptfs.ids import ROOT_INODE
-from cryptfs.store.database import Database, Row
+from cryptfs.store.database import Database
 from cryptfs.store.progress import Progress
 
 _INODE = "id, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, btime_ns"
@@ -127,9 +127,7 @@ class Tree:
         )
 
     def remove_entry(self, parent: int, position: int) -> None:
-        self._execute(
-            "DELETE FROM dirent WHERE parent = ? AND position = ?", (parent, position)
-        )
+        self._execute("DELETE FROM dirent WHERE parent = ? AND position = ?", (parent, position))
 
     def is_empty(self, parent: int) -> bool:
         return (
@@ -161,9 +159,7 @@ class Tree:
         return None if row is None else row[0]
 
     def xattr_names(self, inode: int) -> list[bytes]:
-        return [
-            row[0] for row in self._execute("SELECT name FROM xattr WHERE inode = ?", (inode,))
-        ]
+        return [row[0] for row in self._execute("SELECT name FROM xattr WHERE inode = ?", (inode,))]
 
     def put_xattr(self, inode: int, name: bytes, value: bytes) -> None:
         self._execute(
@@ -188,10 +184,10 @@ class Tree:
 
     # -- counts ----------------------------------------------------------------------------
 
-    def totals(self) -> Row:
+    def totals(self) -> tuple[int, int]:
         """Returns (inodes, bytes of all files)."""
         row = self._execute(
             "SELECT count(*), coalesce(sum(size), 0) FROM inode WHERE nlink > 0"
         ).fetchone()
         assert row is not None
-        return row
+        return int(row[0]), int(row[1])

@@ -31,9 +31,7 @@ OPEN_PACKS: Final = 256
 class Packs:
     """Opens packs for reading, and keeps the most recently used ones open."""
 
-    def __init__(
-        self, content: Content, remote: Remote, keys: VaultKeys, spool: Path, cache: Path
-    ):
+    def __init__(self, content: Content, remote: Remote, keys: VaultKeys, spool: Path, cache: Path):
         self._content = content
         self._remote = remote
         self._keys = keys

@@ -2,13 +2,13 @@
 
 Save, then send, then note: what is sent was on the disk before, in the very bytes.
 
-| where it dies                     | on disk                   | on the remote      | what goes on       |
-|-----------------------------------|---------------------------|--------------------|--------------------|
-| before the epoch is closed        | settled changes           | nothing new        | published later    |
-| closed, commit not built          | the closed epoch's rows   | nothing new        | built from rows    |
-| commit built, packs going up      | rows, commit, packs       | some packs         | the rest goes up   |
-| packs up, commit not              | rows, commit, packs       | packs, invisible   | the commit goes up |
-| commit up, not noted              | rows, commit              | the epoch, visible | found equal, noted |
+| where it dies              | on disk                 | on the remote      | what goes on       |
+|----------------------------|-------------------------|--------------------|--------------------|
+| before the epoch is closed | settled changes         | nothing new        | published later    |
+| closed, commit not built   | the closed epoch's rows | nothing new        | built from rows    |
+| commit built, packs go up  | rows, commit, packs     | some packs         | the rest goes up   |
+| packs up, commit not       | rows, commit, packs     | packs, invisible   | the commit goes up |
+| commit up, not noted       | rows, commit            | the epoch, visible | found equal, noted |
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Final
 
 import trio
 
+from cryptfs.concurrency import open_nursery
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.errors import EpochTaken, ObjectExists
 from cryptfs.format.metadata import (
@@ -31,17 +32,17 @@ from cryptfs.format.metadata import (
     encode_commit,
     encode_part,
     object_digest,
+    part_ref,
 )
 from cryptfs.format.names import checkpoint_name, commit_name, pack_name
 from cryptfs.format.rows import RowBatch
 from cryptfs.fs.settle import Settler
-from cryptfs.ids import ClockNs, RandomBytes
-from cryptfs.nursery import open_nursery
+from cryptfs.ids import ClockNs, ObjectKind, RandomBytes
 from cryptfs.remote.base import Remote
 from cryptfs.store.content import Content, SpooledPack
 from cryptfs.store.database import Database
 from cryptfs.store.exchange import checkpoint_batches, commit_batches
-from cryptfs.store.progress import NO_DIGEST, Progress, Publication
+from cryptfs.store.progress import Progress, Publication
 from cryptfs.store.spool import NAME_SIZE, Spool, spool_file
 
 log = logging.getLogger(__name__)
@@ -186,7 +187,7 @@ class Publisher:
         digest = object_digest(commit)
         await trio.to_thread.run_sync(_write_durably, self._commit_file(epoch), commit)
         self._progress.note_built(
-            epoch, digest, [(part.name, part.digest, part.size) for part in parts]
+            epoch, digest, [(part.name, part.sha256, part.size) for part in parts]
         )
         await self._settler.settle()
         return Publication(epoch, publication.time_ns, digest, refused=False)
@@ -195,26 +196,30 @@ class Publisher:
         """Returns the commit object; its parts are in the spool. Runs in a thread."""
         snapshot = Database(self._database.path, self._state_key, read_only=True)
         try:
-            last, parts = self._write_parts(commit_batches(snapshot, epoch))
+            last, parts = self._write_parts(
+                commit_batches(snapshot, epoch), ObjectKind.COMMIT, epoch
+            )
         finally:
             snapshot.close()
         envelope = replace(envelope, parts=tuple(parts))
         return encode_commit(envelope, last, self._keys, self._random_bytes), parts
 
-    def _write_parts(self, batches: Iterator[RowBatch]) -> tuple[RowBatch, list[PartRef]]:
+    def _write_parts(
+        self, batches: Iterator[RowBatch], of: ObjectKind, epoch: int
+    ) -> tuple[RowBatch, list[PartRef]]:
         """Writes all batches but the last into the spool, one in memory at a time."""
         parts: list[PartRef] = []
         last = next(batches)
         for batch in batches:
-            parts.append(self._write_part(last))
+            parts.append(self._write_part(last, of, epoch))
             last = batch
         return last, parts
 
-    def _write_part(self, batch: RowBatch) -> PartRef:
+    def _write_part(self, batch: RowBatch, of: ObjectKind, epoch: int) -> PartRef:
         name = self._random_bytes(NAME_SIZE)
-        data = encode_part(batch, name, self._keys, self._random_bytes)
+        data = encode_part(batch, name, self._keys, self._random_bytes, of=of, epoch=epoch)
         _write_durably(spool_file(self._spool.folder, name), data)
-        return PartRef(name, object_digest(data), len(data))
+        return part_ref(name, data)
 
     def _envelope(self, publication: Publication, parent: bytes) -> Envelope:
         return Envelope(
@@ -244,7 +249,9 @@ class Publisher:
     def _build_checkpoint(self, epoch: int, envelope: Envelope) -> tuple[bytes, list[PartRef]]:
         snapshot = Database(self._database.path, self._state_key, read_only=True)
         try:
-            last, parts = self._write_parts(checkpoint_batches(snapshot, epoch))
+            last, parts = self._write_parts(
+                checkpoint_batches(snapshot, epoch), ObjectKind.CHECKPOINT, epoch
+            )
         finally:
             snapshot.close()
         envelope = replace(envelope, parts=tuple(parts))

@@ -146,14 +146,10 @@ class Puller:
             if epoch == 1:
                 self._clear()
             apply_commit(self._database, batch)
-            self._progress.note_epoch(
-                epoch, envelope.time_ns, envelope.device, object_digest(data)
-            )
+            self._progress.note_epoch(epoch, envelope.time_ns, envelope.device, object_digest(data))
             self._progress.set_dedup(envelope.dedup)
 
-    async def _with_parts(
-        self, envelope: Envelope, first: RowBatch, kind: ObjectKind
-    ) -> RowBatch:
+    async def _with_parts(self, envelope: Envelope, first: RowBatch, kind: ObjectKind) -> RowBatch:
         batches = []
         for part in envelope.parts:
             data = await self._remote.get(pack_name(part.name))

@@ -134,7 +134,8 @@ def promise(arguments: argparse.Namespace, console: Console, work: Path) -> int:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    console = Console()
+    # In a log file a table needs as much room as on a wide screen.
+    console = Console() if sys.stdout.isatty() else Console(width=150)
     # Before the hours, not after them.
     for path in (arguments.json, arguments.png):
         if path and not path.absolute().parent.is_dir():

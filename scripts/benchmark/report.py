@@ -18,8 +18,8 @@ from scripts.benchmark.speed import Figures, Sizes, Workload
 
 REFERENCE = "gocryptfs"
 
-COLOURS = {"cryptfs": "#0b6e99", "bare": "#c8c8c8"}
-OTHERS = ("#8a8f98", "#a8adb5", "#737a85", "#bdc1c7")
+COLOURS = {"cryptfs": "#0b6e99", "bare": "#d8dade"}
+OTHERS = "#8f959e"
 
 
 def medians(figures: Figures) -> dict[str, dict[str, float]]:
@@ -35,10 +35,10 @@ def show(
 ) -> None:
     """Medians, and in the same cell how many times gocryptfs that is."""
     table = Table(title=f"medians, and times {REFERENCE}")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in names:
-        table.add_column(name, justify="right")
-    table.add_column("goal", justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("goal", justify="right", no_wrap=True)
     middle = medians(figures)
     for workload in workloads:
         row = middle.get(workload.name, {})
@@ -52,7 +52,7 @@ def show(
 def cell(row: dict[str, float], name: str) -> str:
     if name not in row:
         return "-"
-    times = f"  {row[name] / row[REFERENCE]:.2f}x" if REFERENCE in row else ""
+    times = f" {row[name] / row[REFERENCE]:5.2f}x" if REFERENCE in row else ""
     return f"{row[name]:,.0f}{times}"
 
 
@@ -125,15 +125,15 @@ def draw(path: Path, figures: Figures, workloads: Sequence[Workload], names: Seq
     figure, fields = plt.subplots(
         max(down, 1), 3, figsize=(12, 0.6 + down * (0.7 + 0.28 * len(names))), squeeze=False
     )
-    others = [name for name in names if name not in COLOURS]
-    colours = COLOURS | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
     for place, axes in enumerate(fields.flat):
         if place >= len(drawn):
             axes.axis("off")
             continue
         workload = drawn[place]
         row = {name: middle[workload.name].get(name, 0.0) for name in reversed(names)}
-        bars = axes.barh(list(row), list(row.values()), color=[colours[name] for name in row])
+        bars = axes.barh(
+            list(row), list(row.values()), color=[COLOURS.get(name, OTHERS) for name in row]
+        )
         axes.bar_label(bars, labels=[f" {value:,.0f}" for value in row.values()], fontsize=8)
         axes.set_title(f"{workload.title}, {workload.unit}", fontsize=9, loc="left")
         axes.set_xlim(0, max(row.values()) * 1.25)

@@ -1,7 +1,12 @@
-"""A nursery that fails as plain code does: with the error, not with a group around it.
+"""Two small things that trio leaves to its users.
+
+A nursery that fails as plain code does: with the error, not with a group around it.
 
 What runs side by side here is one piece of work divided, such as the uploads of an epoch. When
 several parts fail at once, the first failure speaks for all: the others are the same outage.
+
+A lock that costs nothing while nobody else wants it: ``async with lock`` visits the scheduler
+even then, which is 25 µs of every fsync.
 """
 
 from __future__ import annotations
@@ -20,6 +25,19 @@ async def open_nursery() -> AsyncIterator[trio.Nursery]:
             yield nursery
     except BaseExceptionGroup as group:
         raise _first(group) from group
+
+
+@asynccontextmanager
+async def holding(lock: trio.Lock) -> AsyncIterator[None]:
+    """As ``async with lock``, without a visit to the scheduler when the lock is free."""
+    try:
+        lock.acquire_nowait()
+    except trio.WouldBlock:
+        await lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

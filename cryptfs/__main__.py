@@ -1,0 +1,9 @@
+"""``python -m cryptfs`` is ``cryptfs``."""
+
+from __future__ import annotations
+
+import sys
+
+from cryptfs.cli.main import main
+
+sys.exit(main())

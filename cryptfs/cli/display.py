@@ -1,0 +1,113 @@
+"""How things look: sizes, times, tables, progress. Standard output is for results only."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Final, TypeAlias
+
+import click
+
+_UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+OnProgress: TypeAlias = Callable[[int, int], None]
+"""Told how many bytes are done, of how many."""
+
+
+def say(text: str) -> None:
+    """Tells a person something that is not the result: on standard error."""
+    click.echo(text, err=True)
+
+
+def warn(text: str) -> None:
+    say(f"cryptfs: {text}")
+
+
+def show(text: str) -> None:
+    """Gives the result: on standard output."""
+    click.echo(text)
+
+
+def show_json(value: Any) -> None:
+    show(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def format_size(size_bytes: int) -> str:
+    """``1.4 MiB`` for a person; exact below a KiB."""
+    size = float(size_bytes)
+    for unit in _UNITS:
+        if abs(size) < 1024 or unit == _UNITS[-1]:
+            break
+        size /= 1024
+    return f"{size_bytes} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+
+
+def format_age(then: str, now: float | None = None) -> str:
+    """``2024-05-01 14:30 (3 minutes ago)``, in local time, from ISO 8601."""
+    moment = datetime.fromisoformat(then).astimezone()
+    seconds = int((time.time() if now is None else now) - moment.timestamp())
+    text = moment.strftime("%Y-%m-%d %H:%M")
+    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
+        if seconds >= size:
+            count = seconds // size
+            return f"{text} ({count} {unit}{'s' if count > 1 else ''} ago)"
+    return f"{text} (now)" if seconds >= 0 else text
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table; columns whose name ends with ``>`` are aligned to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        table.add_column(
+            column.rstrip(">"), justify="right" if column.endswith(">") else "left", overflow="fold"
+        )
+    for row in rows:
+        # Text, not markup: a name may hold brackets.
+        table.add_row(*map(Text, row))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table)
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[OnProgress]:
+    """A bar on standard error while the body runs; nothing where no person watches."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total or None)

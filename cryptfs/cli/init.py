@@ -1,0 +1,150 @@
+"""``cryptfs init``: makes a vault, and makes sure that somebody has its recovery key."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable
+from typing import Final
+
+import click
+import trio
+
+from cryptfs.cli.asking import (
+    SecretSource,
+    ask_line,
+    choose_password,
+    new_password_options,
+    require_terminal,
+)
+from cryptfs.cli.display import say, show, show_json
+from cryptfs.cli.places import absolute_url, surroundings
+from cryptfs.crypto.password import CHEAPEST, KdfParams, calibrate
+from cryptfs.crypto import recovery_key
+from cryptfs.crypto.recovery_key import LINES, RecoveryKey
+from cryptfs.errors import CryptfsError, UsageError, VaultUnreachable
+from cryptfs.remote.base import Remote
+from cryptfs.remote.location import open_remote
+from cryptfs.unlock import SlotRequest
+from cryptfs.vault import check_vacant, init_vault
+
+EXPLANATION: Final = """\
+This is the recovery key of the new vault. Write it down on paper, or keep it in a password
+manager, away from this machine. With it alone everything can be restored, on any machine.
+
+Without the password and without this key, nobody can ever read the vault again: not you, not
+the makers of this program, and not the place where the vault is stored.
+"""
+
+
+@click.command(
+    epilog="Example: cryptfs init ~/Cloud/vault   "
+    "In a script: cryptfs init --yes --password-file pw ~/Cloud/vault > recovery-key"
+)
+@click.argument("vault")
+@new_password_options()
+@click.option("--no-password", is_flag=True, help="Only the 64 digits open this vault.")
+@click.option(
+    "--local-password",
+    is_flag=True,
+    help="The password opens the vault on this device only; elsewhere the 64 digits do.",
+)
+@click.option("--no-dedup", is_flag=True, help="Store equal contents again each time.")
+@click.option("--yes", is_flag=True, help="Do not ask for a line of the key.")
+@click.option("--device-name", metavar="NAME", help="This device's name in the log.")
+@click.option("--json", "as_json", is_flag=True, help="Print the key and the vault's id as JSON.")
+def init(
+    vault: str,
+    new_password: SecretSource,
+    no_password: bool,
+    local_password: bool,
+    no_dedup: bool,
+    yes: bool,
+    device_name: str | None,
+    as_json: bool,
+) -> None:
+    """Make a new vault in the empty or new folder VAULT.
+
+    Prints the vault's recovery key once: 4 lines of 16 digits on standard output.
+    """
+    if no_password and (local_password or not new_password.is_prompt):
+        raise UsageError("--no-password and a password make no sense together")
+    if not yes:
+        require_terminal("a line of the recovery key", "--yes")
+    around = surroundings(device_name)
+    remote = open_remote(vault)
+    trio.run(_require_vacant, remote)
+    _require_writable(around.state_root)
+    slot = None
+    if not no_password:
+        password = choose_password(new_password, remote.url)
+        slot = SlotRequest(password, kdf_params(), around.device_name, time.time_ns())
+    key = recovery_key.generate(around.random_bytes)
+    if not as_json:
+        print_key(key, show)
+    elif not yes:
+        print_key(key, say)
+    if not yes:
+        _confirm_line(key)
+
+    async def make() -> str:
+        unlocked = await init_vault(
+            remote, around, key, slot, slot_is_local=local_password, dedup=not no_dedup
+        )
+        return unlocked.keys.vault_id.hex()
+
+    try:
+        vault_id = trio.run(make)
+    except BaseException:
+        say("The vault was not made; the recovery key above opens nothing.")
+        raise
+    if as_json:
+        show_json({"vault": remote.url, "vault_id": vault_id, "recovery_key": list(key.lines())})
+    say(f"The vault is ready. Mount it with: cryptfs mount {absolute_url(vault)} DIR")
+
+
+def print_key(key: RecoveryKey, tell: Callable[[str], None]) -> None:
+    say(EXPLANATION)
+    for line in key.lines():
+        tell(line)
+    say("")
+
+
+def kdf_params() -> KdfParams:
+    """About a second's work for a guess at the password, on this machine."""
+    if os.environ.get("CRYPTFS_TEST_CHEAP_KDF") == "1":
+        return CHEAPEST  # never below the floor that opening accepts
+    ram_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return calibrate(time.perf_counter_ns, ram_bytes)
+
+
+async def _require_vacant(remote: Remote) -> None:
+    """Raises before anybody has chosen a password in vain."""
+    try:
+        await check_vacant(remote)
+    except VaultUnreachable:
+        return  # not there yet: init makes it, or says why it cannot
+
+
+def _require_writable(root: os.PathLike[str]) -> None:
+    try:
+        os.makedirs(root, mode=0o700, exist_ok=True)
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise CryptfsError(
+            f"cannot write to the state directory {os.fspath(root)}: {error.strerror}; make it "
+            "writable, or choose another with CRYPTFS_STATE_DIR"
+        ) from error
+
+
+def _confirm_line(key: RecoveryKey) -> None:
+    number = 1 + secrets.randbelow(LINES)
+    while True:
+        typed = ask_line(
+            f"To be sure that you have it, type line {number} of the key: ", "--yes"
+        )
+        if key.line_matches(number, typed):
+            return
+        say(f"This is not line {number}; look at the key above and type it again.")

@@ -1,0 +1,226 @@
+"""``cryptfs mount``: opens the vault here, and leaves a process behind that serves it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Final
+
+import click
+import trio
+
+from cryptfs.cli.asking import SecretSource, open_with, secret_options
+from cryptfs.cli.display import say, show_json, warn
+from cryptfs.cli.places import find_mounted, raise_error, surroundings
+from cryptfs.control import Message
+from cryptfs.daemon import MountRequest
+from cryptfs.errors import CryptfsError, FuseUnavailable, VaultBusy
+from cryptfs.remote.location import open_remote
+from cryptfs.store.state import StateFolder
+from cryptfs.unlock import Unlocked
+
+_LARGE_LOG: Final = 1 << 20
+
+
+@click.command(
+    epilog="Example: cryptfs mount ~/Cloud/vault ~/private   "
+    "At login: cryptfs mount --password-command 'secret-tool lookup vault me' ~/Cloud/vault ~/private"
+)
+@click.argument("vault")
+@click.argument("directory", metavar="DIR")
+@secret_options
+@click.option("--read-only", is_flag=True, help="Allow no changes.")
+@click.option("--allow-other", is_flag=True, help="Let other users in, as far as modes allow.")
+@click.option("--foreground", is_flag=True, help="Stay here until unmounted; Ctrl-C unmounts.")
+@click.option(
+    "--accept-rollback",
+    is_flag=True,
+    help="Go on although the vault is behind what this device has seen.",
+)
+@click.option("--device-name", metavar="NAME", help="This device's name in the log.")
+@click.option("--json", "as_json", is_flag=True, help="Print the status of the mount as JSON.")
+def mount(
+    vault: str,
+    directory: str,
+    secret: SecretSource,
+    read_only: bool,
+    allow_other: bool,
+    foreground: bool,
+    accept_rollback: bool,
+    device_name: str | None,
+    as_json: bool,
+) -> int:
+    """Mount VAULT at the empty folder DIR.
+
+    Returns when DIR can be used; a process in the background serves it until
+    "cryptfs umount DIR".
+    """
+    mountpoint = require_mountpoint(directory)
+    require_fuse()
+    remote = open_remote(vault)
+    mounted = find_mounted(remote.url)
+    if mounted is not None:
+        raise VaultBusy(
+            f"this vault is mounted already at {mounted.mountpoint} (process {mounted.pid}); "
+            f"use it there, or run: cryptfs umount {mounted.mountpoint}"
+        )
+    around = surroundings(device_name)
+
+    async def unlock() -> Unlocked:
+        try:
+            return await open_with(remote, secret, around.state_root)
+        finally:
+            await remote.close()
+
+    unlocked = trio.run(unlock)
+    request = MountRequest(
+        url=remote.url,
+        mountpoint=mountpoint,
+        state_root=str(around.state_root),
+        device_name=around.device_name,
+        digits=unlocked.key.digits.decode(),
+        read_only=read_only,
+        allow_other=allow_other,
+        accept_rollback=accept_rollback,
+        foreground=foreground,
+    )
+    state = StateFolder(around.state_root, unlocked.keys.vault_id)
+    daemon = _start(request, None if foreground else open_log(state))
+    status = _wait_until_ready(daemon, state)
+    for notice in status.pop("notices", []):
+        warn(str(notice))
+    if as_json:
+        show_json({key: value for key, value in status.items() if key != "ready"})
+    else:
+        say(f"{remote.url} is mounted at {mountpoint}")
+    return _stay_with(daemon) if foreground else 0
+
+
+# -- what must be so before anybody types a password -----------------------------------------
+
+
+def require_mountpoint(directory: str) -> str:
+    """The folder's absolute path. Raises unless a filesystem can be mounted there."""
+    path = os.path.realpath(directory)
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            raise CryptfsError(
+                f"{path} is a stale mount: the process behind it is gone; clear it with: "
+                f"fusermount3 -u {path}"
+            ) from error
+        if error.errno == errno.ENOENT:
+            raise CryptfsError(f"{path} is not there; make it with: mkdir {path}") from error
+        raise CryptfsError(f"cannot use {path}: {error.strerror}") from error
+    if not stat.S_ISDIR(mode):
+        raise CryptfsError(f"{path} is not a folder; choose an empty folder to mount at")
+    if os.path.ismount(path):
+        mounted = find_mounted(path)
+        what = f"the vault {mounted.url}" if mounted is not None else "another filesystem"
+        raise VaultBusy(f"{what} is mounted at {path} already; choose another folder")
+    try:
+        if os.listdir(path):
+            raise CryptfsError(
+                f"{path} is not empty, and a mount would hide what is in it; choose an empty folder"
+            )
+    except OSError as error:
+        raise CryptfsError(f"cannot use {path}: {error.strerror}") from error
+    return path
+
+
+def require_fuse(device: str = "/dev/fuse") -> None:
+    """Raises FuseUnavailable unless this machine can mount."""
+    if shutil.which("fusermount3") is None:
+        raise FuseUnavailable("fusermount3 is missing; install it with: sudo apt install fuse3")
+    if not os.path.exists(device):
+        raise FuseUnavailable(
+            f"{device} is missing: the kernel has no FUSE here; try: sudo modprobe fuse "
+            "(in a container, start it with --device /dev/fuse --cap-add SYS_ADMIN)"
+        )
+    if not os.access(device, os.R_OK | os.W_OK):
+        raise FuseUnavailable(f"no permission for {device}; make it accessible to this user")
+
+
+# -- the process behind the mount ------------------------------------------------------------
+
+
+def open_log(state: StateFolder) -> int:
+    """A file descriptor to append to the vault's log; a large log makes room for a new one."""
+    state.make()
+    with suppress(FileNotFoundError):
+        if state.log.stat().st_size > _LARGE_LOG:
+            os.replace(state.log, state.log.with_name("log.1"))
+    return os.open(state.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def _start(request: MountRequest, log_fd: int | None) -> subprocess.Popen[bytes]:
+    """Starts the daemon; what is secret goes through a pipe."""
+    try:
+        daemon = subprocess.Popen(
+            # -P and the folder of the package: started from anywhere, it runs this program
+            # and nothing that happens to lie in the current folder.
+            [sys.executable, "-P", "-m", "cryptfs.daemon"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log_fd,
+            cwd="/",
+            env=os.environ | {"PYTHONPATH": _python_path()},
+            start_new_session=True,
+        )
+    finally:
+        if log_fd is not None:
+            os.close(log_fd)
+    assert daemon.stdin is not None
+    with suppress(BrokenPipeError), daemon.stdin:
+        daemon.stdin.write(request.encode() + b"\n")
+    return daemon
+
+
+def _python_path() -> str:
+    here = str(Path(__file__).parents[2])
+    return os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))
+
+
+def _wait_until_ready(daemon: subprocess.Popen[bytes], state: StateFolder) -> Message:
+    stdout = daemon.stdout
+    assert stdout is not None
+    try:
+        answer = _read_answer(stdout)
+    except KeyboardInterrupt:
+        daemon.terminate()
+        raise
+    if answer is None:
+        daemon.wait()
+        raise CryptfsError(f"the mount ended before it was ready; see {state.log}")
+    return raise_error(answer)
+
+
+def _read_answer(stdout: IO[bytes]) -> Message | None:
+    line = stdout.readline()
+    try:
+        answer: Message = json.loads(line)
+    except ValueError:
+        return None
+    return answer
+
+
+def _stay_with(daemon: subprocess.Popen[bytes]) -> int:
+    """Waits for the end of the mount; signals that come here are passed on."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda got, _: daemon.send_signal(_as_daemon_knows(got)))
+    return daemon.wait()
+
+
+def _as_daemon_knows(number: int) -> int:
+    return signal.SIGTERM if number == signal.SIGHUP else number
+
+

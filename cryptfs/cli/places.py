@@ -1,0 +1,111 @@
+"""Where things are: this device's state, its name, vaults, and where they are mounted."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptfs.control import Message, ask
+from cryptfs.errors import CryptfsError, UsageError
+from cryptfs.format.display_text import check_display_text
+from cryptfs.remote.base import Remote
+from cryptfs.remote.location import open_remote
+from cryptfs.store.state import StateFolder, known_states
+from cryptfs.vault import Surroundings
+
+
+def state_root() -> Path:
+    """The folder of all local state: ``CRYPTFS_STATE_DIR``, or where XDG says."""
+    own = os.environ.get("CRYPTFS_STATE_DIR")
+    if own:
+        return Path(os.path.abspath(own))
+    xdg = os.environ.get("XDG_STATE_HOME", "")
+    # The XDG specification says that a relative path is to be ignored.
+    base = Path(xdg) if os.path.isabs(xdg) else Path.home() / ".local" / "state"
+    return base / "cryptfs"
+
+
+def device_name(given: str | None = None) -> str:
+    """The name that this device has in ``cryptfs log``: as given, or the host's."""
+    if given is not None:
+        try:
+            check_display_text(given, "the device name")
+        except CryptfsError as error:
+            raise UsageError(str(error)) from error
+        if not given.strip():
+            raise UsageError("the device name is empty")
+        return given
+    return re.sub(r"[^\w. -]", "", socket.gethostname())[:60].strip() or "unnamed"
+
+
+def surroundings(name: str | None = None) -> Surroundings:
+    return Surroundings(state_root(), device_name(name), time.time_ns, os.urandom)
+
+
+def absolute_url(vault: str) -> str:
+    """The vault's URL in the form that means the same from every folder."""
+    return open_remote(vault).url
+
+
+# -- mounted vaults --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """A vault that a living process serves at ``mountpoint``."""
+
+    url: str
+    mountpoint: str
+    pid: int
+    state: StateFolder
+
+    def ask(self, request: Message) -> Message:
+        """The last answer to a request. Raises the error that the mount answers with."""
+        answer: Message = {}
+        for answer in ask(self.state.control, request):
+            pass
+        return raise_error(answer)
+
+
+class MountFailed(CryptfsError):
+    """What the process behind a mount answered; it carries that process's exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]
+
+
+def raise_error(answer: Message) -> Message:
+    """The answer itself, unless it says that something failed."""
+    if "error" in answer:
+        raise MountFailed(str(answer["error"]), int(answer.get("exit_code", 1)))
+    return answer
+
+
+def mounted_vaults() -> Iterator[Mounted]:
+    """Every vault that is mounted with this local state."""
+    for state in known_states(state_root()):
+        holder = state.holder()
+        seen = state.seen()
+        if holder is not None and holder.mountpoint:
+            yield Mounted("" if seen is None else seen.url, holder.mountpoint, holder.pid, state)
+
+
+def find_mounted(place: str) -> Mounted | None:
+    """The mounted vault that ``place`` names, by its mountpoint or by its URL."""
+    real = os.path.realpath(place)
+    for mounted in mounted_vaults():
+        if real in (os.path.realpath(mounted.mountpoint), os.path.realpath(mounted.url)):
+            return mounted
+    return None
+
+
+def remote_of(place: str) -> Remote:
+    """The remote of the vault that ``place`` names: its URL, or where it is mounted."""
+    mounted = find_mounted(place)
+    return open_remote(mounted.url if mounted is not None and mounted.url else place)

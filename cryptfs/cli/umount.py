@@ -1,0 +1,120 @@
+"""``cryptfs umount``: returns when everything is published, or says what is not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import time
+from typing import Final
+
+import click
+
+from cryptfs.cli.display import say, show_json, warn
+from cryptfs.cli.places import Mounted, MountFailed, find_mounted, raise_error
+from cryptfs.cli.sync import flush_kernel, publish_mounted, unpublished_text
+from cryptfs.control import Message, conversation
+from cryptfs.errors import CryptfsError, FuseUnavailable
+
+_END_SECONDS: Final = 10.0
+
+
+@click.command(
+    epilog="Example: cryptfs umount ~/private   Without a network: cryptfs umount --now ~/private"
+)
+@click.argument("directory", metavar="DIR")
+@click.option(
+    "--now", is_flag=True, help="Leave at once; what is not published stays on this device."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the last status as JSON.")
+def umount(directory: str, now: bool, as_json: bool) -> None:
+    """Publish all changes of the vault mounted at DIR, and unmount it."""
+    mounted = find_mounted(directory)
+    if mounted is None:
+        _clear_stale(directory)
+        return
+    flush_kernel(mounted.mountpoint)
+    if not now:
+        _publish(mounted)
+    status = _leave(mounted, publish=not now)
+    _wait_for_end(mounted)
+    if as_json:
+        show_json(status | {"mounted": False})
+        return
+    text = unpublished_text(status)
+    say(f"{mounted.mountpoint} is unmounted; {text}.")
+    if status.get("unpublished_changes"):
+        say(f"To publish it later: cryptfs sync {mounted.url}")
+
+
+def _publish(mounted: Mounted) -> None:
+    try:
+        publish_mounted(mounted)
+    except MountFailed as error:
+        raise MountFailed(
+            f"{error}. It is still mounted; to leave all the same and publish later: "
+            f"cryptfs umount --now {mounted.mountpoint}",
+            error.exit_code,
+        ) from error
+
+
+def _leave(mounted: Mounted, *, publish: bool) -> Message:
+    """Unmounts, and returns the status with which the process behind the mount ends."""
+    # Asked before, because afterwards there may be nobody left to ask.
+    with conversation(mounted.state.control, {"do": "wait"}) as answers:
+        if not publish:
+            mounted.ask({"do": "leave", "publish": False})
+        try:
+            fusermount(mounted.mountpoint)
+        except CryptfsError:
+            if not publish:
+                mounted.ask({"do": "leave", "publish": True})
+            raise
+        *_, last = answers
+        return {key: value for key, value in raise_error(last).items() if key != "done"}
+
+
+def fusermount(mountpoint: str) -> None:
+    """Takes the mount away. Raises CryptfsError while a program uses it."""
+    if shutil.which("fusermount3") is None:
+        raise FuseUnavailable("fusermount3 is missing; install it with: sudo apt install fuse3")
+    done = subprocess.run(
+        ["fusermount3", "-u", "--", mountpoint], stderr=subprocess.PIPE, check=False
+    )
+    if not done.returncode:
+        return
+    reason = done.stderr.decode(errors="replace").strip()
+    if "busy" in reason.lower():
+        raise CryptfsError(
+            f"{mountpoint} is in use; close the programs that have files open there, and see "
+            f"which they are with: lsof +f -- {mountpoint}"
+        )
+    raise CryptfsError(f"{mountpoint} could not be unmounted: {reason}")
+
+
+def _wait_for_end(mounted: Mounted) -> None:
+    """Returns when the process has given the vault back, so that the next mount finds it free."""
+    end = time.monotonic() + _END_SECONDS
+    while mounted.state.holder() is not None:
+        if time.monotonic() > end:
+            warn(f"the process {mounted.pid} behind the mount has not ended yet")
+            return
+        time.sleep(0.02)
+
+
+def _clear_stale(directory: str) -> None:
+    """Takes a mount away whose process died; anything else at DIR is not ours."""
+    path = os.path.realpath(directory)
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            fusermount(path)
+            say(
+                f"{path} is cleared: the process behind it was gone. What was settled is kept, "
+                "and is published after the next mount."
+            )
+            return
+        raise CryptfsError(f"{path}: {error.strerror}") from error
+    raise CryptfsError(f"no vault is mounted at {path}")
