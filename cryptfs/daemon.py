@@ -16,6 +16,7 @@ kilobytes of a command line tool and the megabytes of a password hash stay out o
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import logging
@@ -47,7 +48,11 @@ from cryptfs.vault import Surroundings, Vault, open_vault
 
 log = logging.getLogger(__name__)
 
-PARALLEL_REQUESTS: Final = 64
+_M_ARENA_MAX: Final = -8
+"""Of mallopt(3). Buffers pass from thread to thread here; with an arena for each, freed
+megabytes stay in all of them (measured: 217 MB at the peak of a stream instead of 167)."""
+
+PARALLEL_REQUESTS: Final = 48
 
 READ_AHEAD_KIB: Final = 1024
 """Asked of the kernel where we may (as root): eight chunks a request instead of one."""
@@ -335,6 +340,8 @@ async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
 def main() -> int:
     """The process. Its answer goes to standard output, everything later to the log."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # keys must not end up in a core dump
+    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+    configure_log()
     request = MountRequest(**json.loads(sys.stdin.buffer.readline()))
     answered = False
 
@@ -357,11 +364,9 @@ def main() -> int:
     return 0
 
 
-def configure_log(path: Path | None) -> None:
-    """Sends warnings and what matters to ``path``, or to standard error."""
-    logging.basicConfig(
-        filename=path, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-    )
+def configure_log() -> None:
+    """Sends what matters to standard error; who starts this process makes that the log."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ It replaces one private function of pyfuse3, ``_wait_fuse_readable``, which has 
 when ``/dev/fuse`` can be read without blocking, and False when the session ends. Where a later
 pyfuse3 has no such function, everything works as before, only slower.
 
+Each task of pyfuse3 owns a buffer of a megabyte, so those that wait their turn are woken last
+in, first out: as many buffers are in use as requests are under way, and not one of each task.
+
 Invariant: at most one task is between ``wait`` and the read that follows it at once, because a
 second reader would block the whole event loop on an empty descriptor.
 """
@@ -38,7 +41,8 @@ class QuickWait:
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
         self._receiving = False
-        self._others = trio.lowlevel.ParkingLot()
+        self._parked: list[trio.Event] = []
+        self._one_is_waking = False
         self._served = 0
         self._misses = 0
         self._skips = 0
@@ -46,7 +50,10 @@ class QuickWait:
     async def wait(self) -> bool:
         """Returns True when a request can be read, False when the session has ended."""
         while self._receiving:
-            await self._others.park()
+            turn = trio.Event()
+            self._parked.append(turn)
+            await turn.wait()
+            self._one_is_waking = False
         self._receiving = True
         try:
             self._served += 1
@@ -59,8 +66,14 @@ class QuickWait:
             return False
         finally:
             self._receiving = False
-            self._others.unpark()
+            self._wake_one()
         return True
+
+    def _wake_one(self) -> None:
+        """Lets another task receive while this one works, if it comes to waiting."""
+        if self._parked and not self._one_is_waking:
+            self._one_is_waking = True
+            self._parked.pop().set()
 
     def _looks_ready(self) -> bool:
         if self._skips:

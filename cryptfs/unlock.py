@@ -135,7 +135,7 @@ def _try_password(found: Found, password: Password, state_root: Path) -> Recover
     problem: CryptfsError | None = found.refused[0] if found.refused else None
     tried = 0
     for _, header in found.headers:
-        slots = [*header.slots, *_local_slots(state_root, header.vault_id)]
+        slots = [*header.slots, *local_slots(state_root, header.vault_id)]
         for slot in slots:
             tried += 1
             try:
@@ -160,7 +160,8 @@ def _try_password(found: Found, password: Password, state_root: Path) -> Recover
     )
 
 
-def _local_slots(state_root: Path, vault_id: bytes) -> tuple[PasswordSlot, ...]:
+def local_slots(state_root: Path, vault_id: bytes) -> tuple[PasswordSlot, ...]:
+    """Returns the password slots that are on this device only."""
     try:
         return parse_header(StateFolder(state_root, vault_id).local_slots.read_bytes()).slots
     except (OSError, FormatError):
@@ -270,6 +271,16 @@ async def remove_slot(remote: Remote, unlocked: Unlocked, slot_id: int) -> None:
     if all(slot.slot_id != slot_id for slot in slots):
         raise UsageError(f"there is no password {slot_id}; see: cryptfs key list")
     await _publish_slots(remote, unlocked, tuple(slot for slot in slots if slot.slot_id != slot_id))
+
+
+def keep_local_slots(
+    state_root: Path, unlocked: Unlocked, slots: tuple[PasswordSlot, ...]
+) -> None:
+    """Keeps password slots on this device, in place of those that were kept before."""
+    header = Header(vault_id=unlocked.keys.vault_id, sequence=1, slots=slots)
+    state = StateFolder(state_root, unlocked.keys.vault_id)
+    state.make()
+    write_atomically(state.local_slots, encode_header(header, unlocked.keys))
 
 
 def slot_of_password(unlocked: Unlocked, password: Password) -> PasswordSlot:

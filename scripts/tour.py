@@ -39,6 +39,8 @@ KEY_LINE = re.compile(r"(?<![\d ])(\d{4} \d{4} \d{4} \d{4})(?![\d ])")
 # What would give the chat away, were it anywhere in the vault.
 TELLTALES = ("result.json", "messages.html", "voice_messages", "photo_1@", "Lindqvist", "JFIF")
 
+MOST_OBJECTS = 20
+
 console = Console(highlight=False)
 
 
@@ -106,44 +108,42 @@ def files_below(folder: Path) -> list[tuple[str, int]]:
 
 def seen_by_you(mount: Path) -> Group:
     files = files_below(mount)
-    lines = [Text(f"{len(files):,} files, {decimal(sum(size for _, size in files))}\n", "bold")]
-    tops = Counter(path.split("/")[1] for path, _ in files)
-    first = files[0][0].split("/")[0]
-    lines.append(Text(f"{first}/"))
-    shown: set[str] = set()
+    lines = [Text(total(files, "files"), "bold"), Text()]
+    export = files[0][0].split("/")[0]
+    lines.append(Text(f"{export}/"))
+    folders: dict[str, list[tuple[str, int]]] = {}
     for path, size in files:
-        top, _, rest = path.removeprefix(f"{first}/").partition("/")
-        if not rest:
-            lines.append(Text.assemble(f"├─ {top}  ", (decimal(size), "dim")))
-        elif top not in shown:
-            shown.add(top)
-            lines.append(Text.assemble(f"├─ {top}/  ", (f"{tops[top]:,} files", "dim")))
-            lines.append(Text.assemble(f"│   ├─ {rest}  ", (decimal(size), "dim")))
-            lines.append(Text("│   └─ …", "dim"))
-    return fitted(lines)
+        top, _, rest = path.removeprefix(f"{export}/").partition("/")
+        folders.setdefault(top if rest else "", []).append((rest or top, size))
+    beside = folders.pop("")
+    for folder, inside in folders.items():
+        lines.append(Text.assemble("├─ ", (f"{folder}/", "bold"), (f"  {len(inside):,}", "dim")))
+        lines.append(Text.assemble(f"│   └─ {inside[0][0]}, …"))
+    lines += [Text.assemble(f"├─ {name}  ", (decimal(size), "dim")) for name, size in beside[:2]]
+    lines.append(Text(f"└─ … {len(beside) - 2} more"))
+    return one_line_each(lines)
 
 
 def seen_by_the_provider(vault: Path) -> Group:
     files = files_below(vault)
-    lines = [Text(f"{len(files):,} objects, {decimal(sum(size for _, size in files))}\n", "bold")]
-    lines += [Text.assemble(f"{path}  ", (f"{size:,}", "dim")) for path, size in files]
+    lines = [Text(total(files, "objects"), "bold"), Text()]
+    lines += [Text.assemble((f"{size:>10,}  ", "dim"), path) for path, size in files[:MOST_OBJECTS]]
+    if len(files) > MOST_OBJECTS:
+        lines.append(Text(f"… {len(files) - MOST_OBJECTS} more"))
     pack = max(files, key=lambda file: file[1])[0]
     with (vault / pack).open("rb") as file:
-        beginning = file.read(96)
-    lines.append(Text(f"\n{pack} begins:", "dim"))
-    lines += [Text(beginning[at : at + 16].hex(" "), "dim") for at in range(0, 96, 16)]
-    return fitted(lines)
+        beginning = file.read(88)
+    lines += [Text(), Text("The largest begins:", "dim")]
+    lines += [Text(beginning[at : at + 11].hex(" "), "dim") for at in range(0, 88, 11)]
+    return one_line_each(lines)
 
 
-def fitted(lines: list[Text], most: int = 34) -> Group:
-    """One line each, cut where the panel ends, and no more of them than a screen has."""
-    if len(lines) > most:
-        kept = most - 9
-        lines = [
-            *lines[:kept],
-            Text(f"… {len(lines) - most + 1} more", "dim"),
-            *lines[kept - most + 1 :],
-        ]
+def total(files: list[tuple[str, int]], what: str) -> str:
+    return f"{len(files):,} {what}, {decimal(sum(size for _, size in files))}"
+
+
+def one_line_each(lines: list[Text]) -> Group:
+    """Cut where the panel ends, so that both sides stay side by side."""
     for line in lines:
         line.no_wrap = True
         line.overflow = "ellipsis"
@@ -200,11 +200,13 @@ def tour(place: Path) -> None:
             "init", str(vault), "--password-file", str(password), "--yes", state=state
         )
         private_file(key, key_in(printed))
+    for line in key.read_text().splitlines():
+        console.print(f"    {line}", style="bold")
     console.print(
-        "  Its key, 64 digits. In this demo they and the password lie in files beside the vault;\n"
-        "  really, write the digits on paper and leave the password in your head."
+        "  These 64 digits open the vault, and so does its password. In this demo both lie in\n"
+        "  files beside it. Really, keep the digits on paper and the password in your head.",
+        soft_wrap=True,
     )
-    console.print(Text(key.read_text().rstrip(), "bold").wrap(console, 60))
 
     with step(f"Mounted it at {mount}"):
         cryptfs("mount", str(vault), str(mount), "--password-file", str(password), state=state)
@@ -229,18 +231,18 @@ def say_what_next(place: Path) -> None:
     mount = shlex.quote(str(place / "mount"))
     vault = shlex.quote(str(place / "vault"))
     password = shlex.quote(str(place / "password"))
-    grid = Table.grid(padding=(0, 2))
-    for what, how in (
-        ("Look around", f"xdg-open {mount}"),
-        ("How it stands", f"{program} status {mount}"),
-        ("Put it away", f"{program} umount {mount}"),
-        ("And back", f"{program} mount {vault} {mount} --password-file {password}"),
-        ("Delete the demo", f"{program} umount {mount} && rm -r {shlex.quote(str(place))}"),
-        ("Your own vault", f"{BIN / 'cryptfs'} init FOLDER"),
-    ):
-        grid.add_row(Text(what, "bold"), Text(how, no_wrap=True, overflow="fold"))
     console.print("The vault stays mounted. What next:")
-    console.print(grid)
+    for what, command in (
+        ("look around, or open it in your file manager", f"xdg-open {mount}"),
+        ("see how it stands", f"{program} status {mount}"),
+        ("unmount it", f"{program} umount {mount}"),
+        ("mount it again", f"{program} mount {vault} {mount} --password-file {password}"),
+        ("delete the demo", f"{program} umount {mount} && rm -r {shlex.quote(str(place))}"),
+        ("make a vault of your own", f"{shlex.quote(str(BIN / 'cryptfs'))} init FOLDER"),
+    ):
+        console.print(f"  {what}", style="dim")
+        # Never wrapped by us: a command is there to be copied.
+        console.print(f"    {command}", markup=False, soft_wrap=True)
 
 
 def main() -> int:

@@ -64,7 +64,7 @@ class SecretSource:
 def secret_options(command: F) -> F:
     """Gives a command the options that open a vault, as its argument ``secret``."""
 
-    @click.option("--password-file", metavar="FILE", help="Read the password from FILE's first line.")
+    @click.option("--password-file", metavar="FILE", help="Read the password from FILE, line 1.")
     @click.option(
         "--password-command",
         metavar="COMMAND",
@@ -129,21 +129,30 @@ def _require_one(source: SecretSource) -> None:
 
 
 async def open_with(remote: Remote, source: SecretSource, state_root: Path) -> Unlocked:
-    """The opened vault; a person has three tries.
+    """The opened vault; a person has three tries."""
+    unlocked, _ = await open_and_tell(remote, source, state_root)
+    return unlocked
+
+
+async def open_and_tell(
+    remote: Remote, source: SecretSource, state_root: Path
+) -> tuple[Unlocked, Secret]:
+    """The opened vault, and what opened it.
 
     Whether there is a vault at all is found out before anybody types a password.
     """
-    if not source.is_prompt:
-        return await unlock(remote, source.read(), state_root)
-    await find_headers(remote, state_root)
-    for left in range(_TRIES - 1, -1, -1):
+    if source.is_prompt:
+        await find_headers(remote, state_root)
+    tries = 1 if source.ask_key or not source.is_prompt else _TRIES
+    while True:
+        secret = source.read()
         try:
-            return await unlock(remote, source.read(), state_root)
+            return await unlock(remote, secret, state_root), secret
         except WrongPassword:
-            if not left or source.ask_key:
+            tries -= 1
+            if not tries:
                 raise
             warn("wrong password; try again")
-    raise AssertionError("the last try returned or raised")
 
 
 def choose_password(source: SecretSource, place: str) -> Password:

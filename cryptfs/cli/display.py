@@ -24,6 +24,7 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
+    """Tells a person what they should know: on standard error."""
     say(f"cryptfs: {text}")
 
 
@@ -33,6 +34,7 @@ def show(text: str) -> None:
 
 
 def show_json(value: Any) -> None:
+    """Gives the result to a program."""
     show(json.dumps(value, indent=2, ensure_ascii=False))
 
 

@@ -19,9 +19,10 @@ from cryptfs.cli.asking import (
     require_terminal,
 )
 from cryptfs.cli.display import say, show, show_json
+from cryptfs.cli.examples import examples
 from cryptfs.cli.places import absolute_url, surroundings
-from cryptfs.crypto.password import CHEAPEST, KdfParams, calibrate
 from cryptfs.crypto import recovery_key
+from cryptfs.crypto.password import CHEAPEST, KdfParams, calibrate
 from cryptfs.crypto.recovery_key import LINES, RecoveryKey
 from cryptfs.errors import CryptfsError, UsageError, VaultUnreachable
 from cryptfs.remote.base import Remote
@@ -39,8 +40,10 @@ the makers of this program, and not the place where the vault is stored.
 
 
 @click.command(
-    epilog="Example: cryptfs init ~/Cloud/vault   "
-    "In a script: cryptfs init --yes --password-file pw ~/Cloud/vault > recovery-key"
+    epilog=examples(
+        "cryptfs init ~/Cloud/vault",
+        "cryptfs init --yes --password-file pw ~/Cloud/vault > recovery-key",
+    )
 )
 @click.argument("vault")
 @new_password_options()
@@ -105,6 +108,7 @@ def init(
 
 
 def print_key(key: RecoveryKey, tell: Callable[[str], None]) -> None:
+    """Tells the four lines, and on standard error what they are."""
     say(EXPLANATION)
     for line in key.lines():
         tell(line)
@@ -142,9 +146,7 @@ def _require_writable(root: os.PathLike[str]) -> None:
 def _confirm_line(key: RecoveryKey) -> None:
     number = 1 + secrets.randbelow(LINES)
     while True:
-        typed = ask_line(
-            f"To be sure that you have it, type line {number} of the key: ", "--yes"
-        )
+        typed = ask_line(f"To be sure that you have it, type line {number} of the key: ", "--yes")
         if key.line_matches(number, typed):
             return
         say(f"This is not line {number}; look at the key above and type it again.")

@@ -116,9 +116,7 @@ def _end_with(error: BaseException) -> int:
         where = f"{error.filename}: " if error.filename else ""
         warn(f"{where}{error.strerror}")
         return 1
-    warn(
-        f"this is a bug ({type(error).__name__}: {error}); set CRYPTFS_DEBUG=1 to see the details"
-    )
+    warn(f"this is a bug ({type(error).__name__}: {error}); set CRYPTFS_DEBUG=1 to see the details")
     return 1
 
 

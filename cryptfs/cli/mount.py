@@ -19,6 +19,7 @@ import trio
 
 from cryptfs.cli.asking import SecretSource, open_with, secret_options
 from cryptfs.cli.display import say, show_json, warn
+from cryptfs.cli.examples import examples
 from cryptfs.cli.places import find_mounted, raise_error, surroundings
 from cryptfs.control import Message
 from cryptfs.daemon import MountRequest
@@ -31,8 +32,10 @@ _LARGE_LOG: Final = 1 << 20
 
 
 @click.command(
-    epilog="Example: cryptfs mount ~/Cloud/vault ~/private   "
-    "At login: cryptfs mount --password-command 'secret-tool lookup vault me' ~/Cloud/vault ~/private"
+    epilog=examples(
+        "cryptfs mount ~/Cloud/vault ~/private",
+        "cryptfs mount --password-command 'pass vault' ~/Cloud/vault ~/private",
+    )
 )
 @click.argument("vault")
 @click.argument("directory", metavar="DIR")
@@ -112,6 +115,7 @@ def require_mountpoint(directory: str) -> str:
     path = os.path.realpath(directory)
     try:
         mode = os.stat(path).st_mode
+        os.statvfs(path)  # stat may be answered from the kernel's cache, for a dead mount too
     except OSError as error:
         if error.errno == errno.ENOTCONN:
             raise CryptfsError(
@@ -222,5 +226,3 @@ def _stay_with(daemon: subprocess.Popen[bytes]) -> int:
 
 def _as_daemon_knows(number: int) -> int:
     return signal.SIGTERM if number == signal.SIGHUP else number
-
-

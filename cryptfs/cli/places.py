@@ -44,6 +44,7 @@ def device_name(given: str | None = None) -> str:
 
 
 def surroundings(name: str | None = None) -> Surroundings:
+    """What a vault needs of this process and machine."""
     return Surroundings(state_root(), device_name(name), time.time_ns, os.urandom)
 
 
@@ -66,10 +67,8 @@ class Mounted:
 
     def ask(self, request: Message) -> Message:
         """The last answer to a request. Raises the error that the mount answers with."""
-        answer: Message = {}
-        for answer in ask(self.state.control, request):
-            pass
-        return raise_error(answer)
+        *_, last = ask(self.state.control, request)
+        return raise_error(last)
 
 
 class MountFailed(CryptfsError):

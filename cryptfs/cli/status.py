@@ -7,15 +7,18 @@ from pathlib import Path
 import click
 
 from cryptfs.cli.display import count, format_age, format_size, show, show_json, show_table, warn
-from cryptfs.cli.places import Mounted, absolute_url, mounted_vaults, state_root
+from cryptfs.cli.examples import examples
+from cryptfs.cli.places import Mounted, absolute_url, state_root
 from cryptfs.control import Message
 from cryptfs.errors import CryptfsError
 from cryptfs.store.state import Holder, Seen, StateFolder, known_states
 
 
 @click.command(
-    epilog="Example: cryptfs status ~/private   "
-    "In a script: cryptfs status --json ~/private | jq .unpublished_bytes"
+    epilog=examples(
+        "cryptfs status ~/private",
+        "cryptfs status --json ~/private | jq .unpublished_bytes",
+    )
 )
 @click.argument("place", metavar="[DIR|VAULT]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
@@ -113,7 +116,8 @@ def _show_one(one: Message) -> None:
         return
     show(f"process      {one['pid']}{', read-only' if one['read_only'] else ''}")
     show(f"last epoch   {one['epoch']}, {_published(one)}")
-    show(f"content      {count(one['inodes'], 'entry', 'entries')}, {format_size(one['size_bytes'])}")
+    entries = count(one["inodes"], "entry", "entries")
+    show(f"content      {entries}, {format_size(one['size_bytes'])}")
     show(f"dirty        {format_size(one['dirty_bytes'])}")
     show(f"unpublished  {_unpublished(one)}")
     if one["uploading"]:

@@ -20,7 +20,8 @@ def require_strength(password: str, place: str) -> None:
 
     ``place`` is the vault's URL: its words are the first that somebody would try.
     """
-    from zxcvbn import zxcvbn  # 80 ms, and only those who choose a password need it
+    # 80 ms, and only those who choose a password need it
+    from zxcvbn import zxcvbn  # type: ignore[import-untyped]
 
     words = [word for word in re.split(r"[^\w]+", place) if len(word) > 2]
     found = zxcvbn(password[:_MOST_CHARACTERS], user_inputs=["cryptfs", *words])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+
 import click
 import trio
 
 from cryptfs.cli.asking import SecretSource, open_with, secret_options
 from cryptfs.cli.display import format_size, progress_bar, say, show_json, warn
+from cryptfs.cli.examples import examples
 from cryptfs.cli.places import Mounted, find_mounted, raise_error, remote_of, surroundings
 from cryptfs.control import Message, ask
 from cryptfs.errors import CryptfsError
@@ -15,7 +17,11 @@ from cryptfs.sync.publish import Upload
 from cryptfs.vault import open_vault
 
 
-@click.command(epilog="Example: cryptfs sync ~/private && sudo poweroff")
+@click.command(
+    epilog=examples(
+        "cryptfs sync ~/private && sudo poweroff",
+    )
+)
 @click.argument("place", metavar="DIR|VAULT")
 @secret_options
 @click.option("--json", "as_json", is_flag=True, help="Print the published epoch as JSON.")
@@ -42,9 +48,7 @@ def flush_kernel(mountpoint: str) -> None:
     The process that serves the mount cannot ask for it (it would wait for itself), and this
     one asks through a child, so that Ctrl-C is not held up by the kernel.
     """
-    done = subprocess.run(
-        ["sync", "-f", "--", mountpoint], stderr=subprocess.PIPE, check=False
-    )
+    done = subprocess.run(["sync", "-f", "--", mountpoint], stderr=subprocess.PIPE, check=False)
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip()
         raise CryptfsError(f"what was written to {mountpoint} could not be saved: {reason}")

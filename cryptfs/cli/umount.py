@@ -12,6 +12,7 @@ from typing import Final
 import click
 
 from cryptfs.cli.display import say, show_json, warn
+from cryptfs.cli.examples import examples
 from cryptfs.cli.places import Mounted, MountFailed, find_mounted, raise_error
 from cryptfs.cli.sync import flush_kernel, publish_mounted, unpublished_text
 from cryptfs.control import Message, conversation
@@ -21,7 +22,10 @@ _END_SECONDS: Final = 10.0
 
 
 @click.command(
-    epilog="Example: cryptfs umount ~/private   Without a network: cryptfs umount --now ~/private"
+    epilog=examples(
+        "cryptfs umount ~/private",
+        "cryptfs umount --now ~/private    # without a network",
+    )
 )
 @click.argument("directory", metavar="DIR")
 @click.option(
@@ -107,7 +111,7 @@ def _clear_stale(directory: str) -> None:
     """Takes a mount away whose process died; anything else at DIR is not ours."""
     path = os.path.realpath(directory)
     try:
-        os.stat(path)
+        os.statvfs(path)  # stat may be answered from the kernel's cache
     except OSError as error:
         if error.errno == errno.ENOTCONN:
             fusermount(path)

@@ -27,7 +27,7 @@ BATCH_BYTES: Final = 8 << 20
 QUEUE_BYTES: Final = 4 << 20
 """Complete chunks that wake the sealer; fewer wait for the next settle."""
 
-DIRTY_LIMIT: Final = 64 << 20
+DIRTY_LIMIT: Final = 40 << 20
 """Writers wait while the dirty chunks hold more."""
 
 _ZEROS: Final = bytes(CHUNK_SIZE)

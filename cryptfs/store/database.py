@@ -38,6 +38,8 @@ _LOG_RESERVED: Final = 8 << 20
 _PAGE_SIZE: Final = 8192
 """A journaled page of 4 KiB fits a leaf whole: fewer pages a small fsync than with 4096."""
 
+_CACHE_KIB: Final = 16 * 1024
+
 _CHECKPOINT_PAGES: Final = 500
 
 
@@ -92,7 +94,7 @@ class Database:
                 connection.pragma("synchronous", 1)
                 connection.pragma("wal_autocheckpoint", 0)
             connection.pragma("temp_store", 2)
-            connection.pragma("cache_size", -32 * 1024)
+            connection.pragma("cache_size", -_CACHE_KIB)
             for _ in connection.execute("SELECT count(*) FROM sqlite_schema"):
                 pass
         except (apsw.NotADBError, apsw.CorruptError, apsw.CantOpenError, apsw.IOError) as error:

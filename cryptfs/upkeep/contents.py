@@ -5,17 +5,17 @@ Holes are left out, so whoever writes the pieces into a new file keeps it sparse
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Iterable
 from typing import Final, NamedTuple, Protocol
 
 from cryptfs.fs.reader import ChunkReader
 from cryptfs.ids import CHUNK_SIZE
-from cryptfs.store.content import PAGE_SIZE, PAGES_IN_CHUNK, Content
+from cryptfs.store.content import PAGE_SIZE, Content
 from cryptfs.store.database import Database
 from cryptfs.store.tree import Inode, Tree
 
 CHUNKS_AT_ONCE: Final = 32
-"""4 MiB: enough for the hop to a thread to cost nothing, little enough for a phone's memory."""
+"""4 MiB: so much that the hop to a thread costs nothing beside it."""
 
 
 class Readable(Protocol):
@@ -35,56 +35,65 @@ class Piece(NamedTuple):
     """Bytes of a file, from ``offset``."""
 
     offset: int
-    data: bytes | bytearray | memoryview
+    data: memoryview
 
 
-async def file_pieces(source: Readable, inode: Inode) -> AsyncIterator[list[Piece]]:
-    """Yields the file's bytes in order, some chunks at a time; what is in no piece is zeros.
+class Pieces(NamedTuple):
+    """Some neighbouring pieces; ``last_idx`` is the last chunk that they are of."""
 
-    Raises OSError(EIO) when a chunk is damaged, lost or out of reach.
-    """
-    after = -1
-    while indexes := _next_indexes(source.database, inode.id, after):
-        after = indexes[-1]
-        refs = source.content.extents(inode.id, indexes[0], after)
+    pieces: list[Piece]
+    last_idx: int
+
+
+class Contents:
+    """The contents of a vault's files, as of now: what is journaled is looked up once."""
+
+    def __init__(self, source: Readable) -> None:
+        self._source = source
+        self._slots: dict[int, dict[int, int]] = {}
+        for slot, inode, idx in source.content.journaled():
+            self._slots.setdefault(inode, {})[idx] = slot
+
+    async def load(self, inode: Inode, after_idx: int) -> Pieces | None:
+        """Returns the next bytes behind chunk ``after_idx``; None if only zeros follow.
+
+        Raises OSError(EIO) when a chunk is damaged, lost or out of reach.
+        """
+        source = self._source
+        of_file = self._slots.get(inode.id, {})
+        slots = {idx: slot for idx, slot in of_file.items() if idx > after_idx}
+        indexes = _next_indexes(source.database, inode.id, after_idx, slots)
+        if not indexes:
+            return None
+        refs = source.content.extents(inode.id, indexes[0], indexes[-1])
         loaded = await source.chunks.load([refs[idx] for idx in indexes if idx in refs])
         pieces = []
         for idx in indexes:
-            sealed = loaded[refs[idx].id] if idx in refs else b""
-            data = _overlay(sealed, source.content.pages(inode.id, idx))
+            data: bytes | bytearray = loaded[refs[idx].id] if idx in refs else b""
+            if idx in slots:
+                data = _overlay(data, source.content.pages(slots[idx]))
             room = inode.size - idx * CHUNK_SIZE
             if room > 0:
                 pieces.append(Piece(idx * CHUNK_SIZE, memoryview(data)[:room]))
-        yield pieces
+        return Pieces(pieces, indexes[-1])
 
 
-def _next_indexes(database: Database, inode: int, after: int) -> list[int]:
-    """Returns the next chunks of the file that are no holes, neighbours of one stretch."""
-    # Each half walks its primary key from where we are, and stops.
-    found = sorted(
-        {
-            row[0]
-            for sql, start in (
-                ("SELECT idx FROM extent WHERE inode = ? AND idx > ? ORDER BY idx LIMIT ?", after),
-                (
-                    f"SELECT DISTINCT page / {PAGES_IN_CHUNK} FROM journal "
-                    "WHERE inode = ? AND page > ? ORDER BY page LIMIT ?",
-                    (after + 1) * PAGES_IN_CHUNK - 1,
-                ),
-            )
-            for row in database.rows(sql, (inode, start, CHUNKS_AT_ONCE))
-        }
-    )[:CHUNKS_AT_ONCE]
-    return found
+def _next_indexes(
+    database: Database, inode: int, after_idx: int, journaled: Iterable[int]
+) -> list[int]:
+    """Returns the next chunks of the file that are no holes, in order."""
+    extents = database.rows(
+        "SELECT idx FROM extent WHERE inode = ? AND idx > ? ORDER BY idx LIMIT ?",
+        (inode, after_idx, CHUNKS_AT_ONCE),
+    )
+    return sorted({*journaled, *(row[0] for row in extents)})[:CHUNKS_AT_ONCE]
 
 
-def _overlay(sealed: bytes, pages: list[tuple[int, bytes]]) -> bytes | bytearray:
-    """Puts journaled pages (numbered in the file) over the sealed bytes of a chunk."""
-    if not pages:
-        return sealed
+def _overlay(sealed: bytes | bytearray, pages: list[tuple[int, bytes]]) -> bytearray:
+    """Puts journaled pages over the sealed bytes of their chunk."""
     data = bytearray(sealed)
-    for page, content in pages:
-        start = page % PAGES_IN_CHUNK * PAGE_SIZE
+    for number, content in pages:
+        start = number * PAGE_SIZE
         if len(data) < start:
             data.extend(bytes(start - len(data)))
         data[start : start + len(content)] = content

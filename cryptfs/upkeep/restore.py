@@ -1,25 +1,20 @@
 """Restoring without FUSE: a vault, or paths of it, as files in a folder.
 
-| where it dies               | what lies in the folder               | what a second run does     |
-|-----------------------------|---------------------------------------|----------------------------|
-| writing a file              | finished files, one temporary file    | skips the finished, writes |
-|                             |                                       | the one again, over its    |
-|                             |                                       | temporary name             |
-| after the last file         | all files, folders with mode 0700     | sets what folders lack     |
+| where it dies        | what lies in the folder                | what a second run does         |
+|----------------------|----------------------------------------|--------------------------------|
+| writing a file       | finished files, and temporary ones     | skips the finished, writes the |
+|                      |                                        | others over the temporary ones |
+| after the last file  | all files, folders with mode 0700      | gives folders their attributes |
 
-A file gets its name when it is whole, durable and has its times; so a file of the same size
-and time is a finished one. Nothing is overwritten unless that is asked for, and nothing is
-written outside the folder: every step into a subfolder refuses to follow a link.
+Nothing that is there is overwritten unless that is asked for.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -27,32 +22,23 @@ from typing import Final, TypeAlias
 import trio
 
 from cryptfs.concurrency import open_nursery
-from cryptfs.errors import (
-    CryptfsError,
-    IntegrityError,
-    ObjectNotFound,
-    OutOfSpace,
-    UsageError,
-    VaultBusy,
-)
+from cryptfs.errors import CryptfsError, IntegrityError, ObjectNotFound, OutOfSpace, UsageError
 from cryptfs.ids import ROOT_INODE
 from cryptfs.store.tree import Inode
-from cryptfs.upkeep.contents import Piece, Readable, file_pieces
-
-PARALLEL_FILES: Final = 8
-"""Files under way at once: their fsyncs share what they wait for."""
-
-TEMPORARY_PREFIX: Final = b".cryptfs-restoring-"
-
-_TIME_STEPS_NS: Final = (1, 100, 1000, 10_000_000, 1_000_000_000, 2_000_000_000)
-"""What filesystems keep of a time: ext4, NTFS, others, exFAT, HFS+, FAT."""
-
-_NO_ATTRIBUTES: Final = frozenset(
-    {errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EINVAL, errno.ENOSPC}
+from cryptfs.upkeep.contents import Contents, Pieces, Readable
+from cryptfs.upkeep.destination import (
+    TEMPORARY_PREFIX,
+    Attributes,
+    Destination,
+    NewFile,
+    Way,
+    open_destination,
 )
 
-Way: TypeAlias = tuple[bytes, ...]
-"""A path in the vault, name by name; the root is empty."""
+PARALLEL_FILES: Final = 8
+"""Files under way at once: their fsyncs share the disk's time."""
+
+Task: TypeAlias = tuple[Way, Inode]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +60,18 @@ class NotRestored:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a restore did."""
+    """What a restore did. Folders are not counted as entries."""
 
     restored: int
-    """Entries written, folders not counted."""
     skipped: int
     """Entries that an earlier run had finished."""
     folders: int
-    kept: tuple[NotRestored, ...] = ()
-    """Entries that differ from what was there; that was kept, because nobody said overwrite."""
-    damaged: tuple[NotRestored, ...] = ()
-    failed: tuple[NotRestored, ...] = ()
+    kept: tuple[NotRestored, ...]
+    """Entries that differ from what is there, which was kept: nobody said overwrite."""
+    damaged: tuple[NotRestored, ...]
+    failed: tuple[NotRestored, ...]
     """Entries that this filesystem or this user cannot make."""
-    attributes_lost: int = 0
+    lost_xattrs: int
     """Extended attributes that this filesystem or this user cannot set."""
 
 
@@ -94,10 +79,15 @@ class Restored:
 class _Tally:
     restored: int = 0
     skipped: int = 0
+    folders: int = 0
     kept: list[NotRestored] = field(default_factory=list)
     damaged: list[NotRestored] = field(default_factory=list)
     failed: list[NotRestored] = field(default_factory=list)
-    attributes_lost: int = 0
+    lost_xattrs: int = 0
+
+
+class _Unreadable(Exception):
+    """The content of one file is damaged or lost."""
 
 
 async def restore(
@@ -108,434 +98,334 @@ async def restore(
     overwrite: bool = False,
     on_progress: Callable[[Step], None] | None = None,
 ) -> Restored:
-    """Restores everything, or ``paths`` of the vault, below ``folder``; makes it if need be.
+    """Restores everything, or ``paths`` of the vault, below ``folder``, which is made if need be.
 
     What is damaged is reported and not written, and the rest goes on. Raises UsageError for a
-    path that the vault does not hold; VaultUnreachable or OutOfSpace: a later run goes on.
+    path that the vault does not hold, VaultUnreachable, OutOfSpace: a later run goes on.
     """
-    wanted = [_find(source, path) for path in paths] or [((), ROOT_INODE)]
-    with _open_destination(folder) as root_fd:
-        run = _Restore(source, root_fd, overwrite, on_progress)
-        return await run.restore(wanted)
+    wanted = _without_nested([_find(source, path) for path in paths] or [()])
+    with open_destination(folder) as destination:
+        run = _Restore(source, destination, overwrite, on_progress)
+        await run.restore(wanted)
+        return run.report()
 
 
-def _find(source: Readable, path: bytes) -> tuple[Way, int]:
-    """The way to ``path`` and its inode."""
+def _find(source: Readable, path: bytes) -> Way:
     way = tuple(name for name in path.split(b"/") if name and name != b".")
-    inode = ROOT_INODE
+    if _inode_at(source, way) is None:
+        raise UsageError(f"the vault holds no {os.fsdecode(path)!r}")
+    return way
+
+
+def _inode_at(source: Readable, way: Way) -> Inode | None:
+    inode = source.tree.inode(ROOT_INODE)
     for name in way:
-        entry = source.tree.entry(inode, name)
-        if entry is None:
-            raise UsageError(f"the vault holds no {os.fsdecode(path)!r}")
-        inode = entry.inode
-    return way, inode
+        inode = None if inode is None else source.tree.inode_of_entry(inode.id, name)
+    return inode
 
 
-@contextmanager
-def _open_destination(folder: Path) -> Iterator[int]:
-    """A descriptor of the folder, held by one restore at a time."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileExistsError as error:
-        raise UsageError(f"{folder} is not a folder") from error
-    except OSError as error:
-        raise CryptfsError(f"cannot restore to {folder}: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise VaultBusy(f"another restore is writing to {folder}; wait for it") from None
-        except OSError:
-            pass  # a filesystem without locks
-        yield fd
-    finally:
-        os.close(fd)
+def _without_nested(ways: list[Way]) -> list[Way]:
+    """The ways, without those that lie below another one."""
+    unique = set(ways)
+    return [
+        way
+        for way in sorted(unique)
+        if not any(way[:length] in unique for length in range(len(way)))
+    ]
 
 
 class _Restore:
-    """One run. The event loop's thread reads the state; worker threads write files."""
+    """One run. The event loop's thread reads the state; worker threads write the files."""
 
     def __init__(
         self,
         source: Readable,
-        root_fd: int,
+        destination: Destination,
         overwrite: bool,
         on_progress: Callable[[Step], None] | None,
     ) -> None:
         self._source = source
-        self._root_fd = root_fd
+        self._contents = Contents(source)
+        self._destination = destination
         self._overwrite = overwrite
         self._on_progress = on_progress
         self._tally = _Tally()
-        self._folders: list[tuple[Way, Inode]] = []
-        # Where the first name of a file with several was restored; None: it was not.
+        self._folders: list[Task] = []
+        # Of files with several names: the one that is restored, None while there is none.
         self._first_names: dict[int, Way | None] = {}
-        self._links: list[tuple[Way, Inode]] = []
-        self._done_bytes = self._total_bytes = self._done_entries = 0
+        self._links: list[Task] = []
+        self._done_bytes = self._total_bytes = 0
 
-    async def restore(self, wanted: list[tuple[Way, int]]) -> Restored:
-        self._total_bytes = sum(self._size_below(inode) for _, inode in wanted)
-        seen: set[Way] = set()
-        limit = trio.CapacityLimiter(PARALLEL_FILES)
-        async with open_nursery() as nursery:
-            for way, inode in wanted:
-                for at, one in self._entries(way, inode, seen):
-                    await self._take(at, one, nursery, limit)
-        for way, inode in self._links:
-            await self._link(way, inode)
-        await trio.to_thread.run_sync(self._finish_folders)
+    def report(self) -> Restored:
         tally = self._tally
         return Restored(
-            tally.restored,
-            tally.skipped,
-            len(self._folders),
-            tuple(tally.kept),
-            tuple(tally.damaged),
-            tuple(tally.failed),
-            tally.attributes_lost,
-        )
+            tally.restored, tally.skipped, tally.folders, tuple(tally.kept),
+            tuple(tally.damaged), tuple(tally.failed), tally.lost_xattrs,
+        )  # fmt: skip
+
+    async def restore(self, wanted: list[Way]) -> None:
+        self._total_bytes = sum(map(self._size_below, wanted))
+        sender, receiver = trio.open_memory_channel[Task](0)
+        async with open_nursery() as nursery:
+            for _ in range(PARALLEL_FILES):
+                nursery.start_soon(self._take_files, receiver.clone())
+            receiver.close()
+            async with sender:
+                for task in self._walk(wanted):
+                    await self._take(task, sender)
+        for way, inode in self._links:
+            await self._link(way, inode)
+        for way, inode in reversed(self._folders):  # the deepest first
+            await self._finish_folder(way, inode)
 
     # -- walking ---------------------------------------------------------------------------
 
-    def _entries(self, way: Way, inode: int, seen: set[Way]) -> Iterator[tuple[Way, Inode]]:
-        """Yields what is to be restored, each folder before what is in it."""
-        tree = self._source.tree
-        parent = ROOT_INODE
-        for length in range(len(way)):
-            if way[:length] not in seen:
-                seen.add(way[:length])
-                yield way[:length], self._inode(parent)
-            entry = tree.entry(parent, way[length])
-            assert entry is not None, "the way was found before"
-            parent = entry.inode
-        waiting = [(way, self._inode(inode))]
+    def _walk(self, wanted: list[Way]) -> Iterator[Task]:
+        """Makes the folders, and yields everything else."""
+        made: set[Way] = set()
+        for way in wanted:
+            above = [way[:length] for length in range(len(way))]
+            if all(self._make_folder(folder, made) for folder in above):
+                yield from self._walk_below(way, made)
+
+    def _walk_below(self, way: Way, made: set[Way]) -> Iterator[Task]:
+        waiting = [(way, self._inode(way))]
         while waiting:
-            at, one = waiting.pop()
-            if at in seen and at not in ((), way):
+            at, inode = waiting.pop()
+            if not stat.S_ISDIR(inode.mode):
+                yield at, inode
                 continue
-            if not stat.S_ISDIR(one.mode):
-                yield at, one
+            if not self._make_folder(at, made, inode):
                 continue
-            if at not in seen:
-                seen.add(at)
-                yield at, one
-            for _, name, child in tree.entries(one.id):
-                if _is_hostile(name):
-                    self._note(self._tally.failed, (*at, name), "the name is not allowed")
+            for _, name, child in self._source.tree.entries(inode.id):
+                if b"/" in name or name in (b"", b".", b".."):
+                    self._note(self._tally.failed, (*at, name), "no file can have this name")
                 elif stat.S_ISDIR(child.mode):
                     waiting.append(((*at, name), child))
                 else:
                     yield (*at, name), child
 
-    def _inode(self, id: int) -> Inode:
-        inode = self._source.tree.inode(id)
+    def _inode(self, way: Way) -> Inode:
+        inode = _inode_at(self._source, way)
         if inode is None:
-            raise IntegrityError(f"the vault's state has a name without an inode ({id})")
+            raise IntegrityError("the vault's state has a name without an inode")
         return inode
 
-    def _size_below(self, id: int) -> int:
-        """Returns the bytes of all files below, for the progress."""
-        if id == ROOT_INODE:
+    def _size_below(self, way: Way) -> int:
+        """Returns the bytes of all files at and below ``way``, for the progress."""
+        if not way:
             return int(self._source.tree.totals()[1])
-        waiting, total = [self._inode(id)], 0
+        waiting, total = [self._inode(way)], 0
         while waiting:
-            one = waiting.pop()
-            total += one.size
-            if stat.S_ISDIR(one.mode):
-                waiting.extend(child for _, _, child in self._source.tree.entries(one.id))
+            inode = waiting.pop()
+            total += inode.size
+            if stat.S_ISDIR(inode.mode):
+                waiting += (child for _, _, child in self._source.tree.entries(inode.id))
         return total
 
-    async def _take(
-        self, way: Way, inode: Inode, nursery: trio.Nursery, limit: trio.CapacityLimiter
-    ) -> None:
-        """Restores an entry, or starts doing so."""
-        if stat.S_ISDIR(inode.mode):
-            if self._make_folder(way):
-                self._folders.append((way, inode))
-            return
+    async def _take(self, task: Task, files: trio.MemorySendChannel[Task]) -> None:
+        """Restores one entry, or hands it to those who write files."""
+        way, inode = task
         if inode.nlink > 1:
             if inode.id in self._first_names:
-                self._links.append((way, inode))
+                self._links.append(task)
                 return
             self._first_names[inode.id] = None
-        if not stat.S_ISREG(inode.mode):
+        if stat.S_ISREG(inode.mode):
+            await files.send(task)
+        else:
             self._take_special(way, inode)
-            return
-        borrower = object()
-        await limit.acquire_on_behalf_of(borrower)
-
-        async def take_file() -> None:
-            try:
-                await self._take_file(way, inode)
-            finally:
-                limit.release_on_behalf_of(borrower)
-
-        nursery.start_soon(take_file)
-
-    def _note(self, where: list[NotRestored], way: Way, reason: str) -> None:
-        where.append(NotRestored(b"/".join(way), reason))
-
-    def _advance(self, size_bytes: int, entries: int = 0) -> None:
-        self._done_bytes += size_bytes
-        self._done_entries += entries
-        if self._on_progress is not None:
-            self._on_progress(Step(self._done_bytes, self._total_bytes, self._done_entries))
 
     # -- folders ---------------------------------------------------------------------------
 
-    def _open_folder(self, way: Way) -> int:
-        """A descriptor of a folder below the root. No step follows a link."""
-        fd = os.dup(self._root_fd)
-        for name in way:
-            try:
-                deeper = os.open(
-                    name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd
-                )
-            finally:
-                os.close(fd)
-            fd = deeper
-        return fd
-
-    @contextmanager
-    def _folder_of(self, way: Way) -> Iterator[int]:
-        """The folder that holds the entry ``way``."""
-        fd = self._open_folder(way[:-1])
-        try:
-            yield fd
-        finally:
-            os.close(fd)
-
-    def _make_folder(self, way: Way) -> bool:
+    def _make_folder(self, way: Way, made: set[Way], inode: Inode | None = None) -> bool:
         """Returns whether the folder is there now."""
-        if not way:
+        if way in made:
             return True
         try:
-            with self._folder_of(way) as parent:
-                there = _lstat(parent, way[-1])
-                if there is not None and not stat.S_ISDIR(there.st_mode):
-                    if not self._overwrite:
-                        self._note(self._tally.kept, way, "something else than a folder is there")
-                        return False
-                    os.unlink(way[-1], dir_fd=parent)
-                    there = None
-                if there is None:
-                    os.mkdir(way[-1], 0o700, dir_fd=parent)
+            if way and not self._destination.make_folder(way, overwrite=self._overwrite):
+                self._note(self._tally.kept, way, "something else than a folder is there")
+                return False
         except OSError as error:
             self._fail(way, error)
             return False
+        made.add(way)
+        self._folders.append((way, inode or self._inode(way)))
         return True
 
-    def _finish_folders(self) -> None:
-        """Gives folders their attributes, the deepest first: what is made in one changes it."""
-        for way, inode in reversed(self._folders):
-            if not way and self._has_strangers():
-                continue
-            try:
-                fd = self._open_folder(way)
-                try:
-                    self._set_attributes(fd, inode)
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
-            except OSError as error:
-                self._fail(way, error)
-
-    def _has_strangers(self) -> bool:
-        """Whether the destination holds more than the vault: then it is not the vault's root."""
-        tree = self._source.tree
-        return any(
-            tree.entry(ROOT_INODE, name) is None for name in map(os.fsencode, os.listdir(self._root_fd))
-        )
-
-    # -- files -----------------------------------------------------------------------------
-
-    async def _take_file(self, way: Way, inode: Inode) -> None:
+    async def _finish_folder(self, way: Way, inode: Inode) -> None:
+        """What is made in a folder changes its time, so this comes last."""
+        attributes = self._attributes(inode) if way or not self._has_strangers() else None
+        finish = self._destination.finish_folder
         try:
-            if self._is_wanted(way, inode):
-                await self._write_file(way, inode)
-                self._tally.restored += 1
-                self._note_first_name(way, inode)
-                self._advance(0, 1)
+            self._tally.lost_xattrs += await trio.to_thread.run_sync(finish, way, attributes)
+            self._tally.folders += 1
         except OSError as error:
             self._fail(way, error)
 
-    def _is_wanted(self, way: Way, inode: Inode) -> bool:
-        """Whether the entry is to be written; else says why not."""
-        with self._folder_of(way) as parent:
-            there = _lstat(parent, way[-1])
-            if there is None:
-                return True
-            if _is_finished(parent, way[-1], there, inode, self._source):
-                self._tally.skipped += 1
-                self._note_first_name(way, inode)
-                self._advance(inode.size, 1)
-                return False
-            if not self._overwrite:
-                self._note(self._tally.kept, way, "what is there differs")
-                self._advance(inode.size, 1)
-                return False
-            if stat.S_ISDIR(there.st_mode):
-                os.rmdir(way[-1], dir_fd=parent)
-        return True
+    def _has_strangers(self) -> bool:
+        """Whether the destination holds more than the vault's root does: then it is not it."""
+        tree = self._source.tree
+        return any(tree.entry(ROOT_INODE, name) is None for name in self._destination.names())
 
-    def _note_first_name(self, way: Way, inode: Inode) -> None:
-        if inode.nlink > 1:
-            self._first_names[inode.id] = way
+    # -- files -----------------------------------------------------------------------------
 
-    async def _write_file(self, way: Way, inode: Inode) -> None:
-        """Writes the file under a temporary name, and gives it its own when all is there."""
-        parent = self._open_folder(way[:-1])
-        temporary = self._temporary_name(way, inode)
-        fd = -1
+    async def _take_files(self, files: trio.MemoryReceiveChannel[Task]) -> None:
+        async with files:
+            async for way, inode in files:
+                await self._take_file(way, inode)
+
+    async def _take_file(self, way: Way, inode: Inode) -> None:
         try:
-            fd = _create(temporary, parent)
-            # All but the last pieces are written as they come; the last go with the rest of
-            # the work, so that a small file costs one hop to a thread.
-            waiting: list[Piece] = []
-            async for pieces in self._pieces(way, inode):
-                if waiting:
-                    await trio.to_thread.run_sync(self._write, fd, waiting)
-                    self._advance(sum(len(piece.data) for piece in waiting))
-                waiting = pieces
-            await trio.to_thread.run_sync(self._finish, fd, waiting, inode)
-            os.rename(temporary, way[-1], src_dir_fd=parent, dst_dir_fd=parent)
-            self._advance(sum(len(piece.data) for piece in waiting))
+            attributes = self._attributes(inode)
+            if self._is_wanted(way, attributes):
+                await self._write_file(way, attributes)
+                self._note_restored(way, inode)
+        except _Unreadable as error:
+            self._note(self._tally.damaged, way, str(error))
+        except OSError as error:
+            self._fail(way, error)
+
+    def _is_wanted(self, way: Way, attributes: Attributes) -> bool:
+        """Whether the entry is to be written."""
+        there = self._destination.lstat(way)
+        if there is None:
+            return True
+        if self._destination.is_finished(way, there, attributes):
+            self._tally.skipped += 1
+            self._note_name(way, attributes.inode)
+        elif self._overwrite:
+            if stat.S_ISDIR(there.st_mode):
+                self._destination.remove_folder(way)
+            return True
+        else:
+            self._note(self._tally.kept, way, "what is there differs")
+        self._advance(attributes.inode.size)
+        return False
+
+    async def _write_file(self, way: Way, attributes: Attributes) -> None:
+        # The first pieces come before the file is made: a small damaged one leaves no trace,
+        # and a small good one takes a single hop to a thread.
+        inode = attributes.inode
+        pieces = await self._load(inode, -1)
+        file = self._destination.new_file(way, self._temporary_name(way, inode))
+        try:
+            while pieces is not None:
+                following = await self._load(inode, pieces.last_idx)
+                if following is None:
+                    break
+                await self._write(file, pieces)
+                pieces = following
+            await self._finish(file, way, pieces, attributes)
         except BaseException:
-            if fd >= 0:
-                with suppress(OSError):
-                    os.unlink(temporary, dir_fd=parent)
+            self._destination.discard(file)
             raise
         finally:
-            if fd >= 0:
-                os.close(fd)
-            os.close(parent)
+            self._destination.close(file)
 
-    async def _pieces(self, way: Way, inode: Inode) -> AsyncIterator[list[Piece]]:
-        """The file's content; a remote that is away ends the run, damage only this file."""
+    async def _load(self, inode: Inode, after_idx: int) -> Pieces | None:
+        """The next pieces; a remote that is away ends the run, damage only this file."""
         try:
-            async for pieces in file_pieces(self._source, inode):
-                yield pieces
+            return await self._contents.load(inode, after_idx)
         except OSError as error:
             cause = error.__cause__
-            if isinstance(cause, CryptfsError) and not isinstance(
-                cause, (IntegrityError, ObjectNotFound)
-            ):
+            lost = cause is None or isinstance(cause, (IntegrityError, ObjectNotFound, OSError))
+            if isinstance(cause, CryptfsError) and not lost:
                 raise cause from error
-            raise Unreadable(str(cause or error)) from error
+            raise _Unreadable(str(cause or error)) from error
 
-    def _write(self, fd: int, pieces: list[Piece]) -> None:
-        for offset, data in pieces:
-            view = memoryview(data)
-            while view:
-                written = os.pwrite(fd, view, offset)
-                view, offset = view[written:], offset + written
+    async def _write(self, file: NewFile, pieces: Pieces) -> None:
+        await trio.to_thread.run_sync(self._destination.write, file, pieces.pieces)
+        self._advance(_length(pieces))
 
-    def _finish(self, fd: int, pieces: list[Piece], inode: Inode) -> None:
-        self._write(fd, pieces)
-        os.ftruncate(fd, inode.size)
-        self._set_attributes(fd, inode)
-        os.fsync(fd)
+    async def _finish(
+        self, file: NewFile, way: Way, pieces: Pieces | None, attributes: Attributes
+    ) -> None:
+        last = [] if pieces is None else pieces.pieces
+        self._tally.lost_xattrs += await trio.to_thread.run_sync(
+            self._destination.finish, file, way, last, attributes
+        )
+        self._advance(0 if pieces is None else _length(pieces))
 
     def _temporary_name(self, way: Way, inode: Inode) -> bytes:
         """A name that a second run finds again, and that no entry of the folder has."""
         name = b"%s%x" % (TEMPORARY_PREFIX, inode.id)
-        parent = self._parent_inode(way)
+        parent = self._inode(way[:-1]).id
         while self._source.tree.entry(parent, name) is not None:
             name += b"x"
         return name
-
-    def _parent_inode(self, way: Way) -> int:
-        inode = ROOT_INODE
-        for name in way[:-1]:
-            entry = self._source.tree.entry(inode, name)
-            assert entry is not None, "the way was walked before"
-            inode = entry.inode
-        return inode
 
     # -- links, fifos, devices -------------------------------------------------------------
 
     def _take_special(self, way: Way, inode: Inode) -> None:
         try:
-            if not self._is_wanted(way, inode):
-                return
-            with self._folder_of(way) as parent:
+            attributes = self._attributes(inode)
+            if self._is_wanted(way, attributes):
                 temporary = self._temporary_name(way, inode)
-                with suppress(FileNotFoundError):
-                    os.unlink(temporary, dir_fd=parent)
-                try:
-                    self._make_special(temporary, parent, inode)
-                    os.rename(temporary, way[-1], src_dir_fd=parent, dst_dir_fd=parent)
-                except OSError:
-                    with suppress(OSError):
-                        os.unlink(temporary, dir_fd=parent)
-                    raise
-            self._tally.restored += 1
-            self._note_first_name(way, inode)
-            self._advance(inode.size, 1)
+                lost = self._destination.make_special(way, temporary, attributes)
+                self._tally.lost_xattrs += lost
+                self._note_restored(way, inode)
         except OSError as error:
             self._fail(way, error)
-
-    def _make_special(self, name: bytes, parent: int, inode: Inode) -> None:
-        path = b"/proc/self/fd/%d/%s" % (parent, name)
-        if stat.S_ISLNK(inode.mode):
-            os.symlink(self._source.tree.target(inode.id) or b"", name, dir_fd=parent)
-        else:
-            os.mknod(name, stat.S_IFMT(inode.mode) | 0o600, inode.rdev, dir_fd=parent)
-        self._set_owner(path, inode)
-        if not stat.S_ISLNK(inode.mode):
-            os.chmod(name, stat.S_IMODE(inode.mode), dir_fd=parent)
-        self._set_xattrs(path, inode)
-        os.utime(
-            name, ns=(inode.atime_ns, inode.mtime_ns), dir_fd=parent, follow_symlinks=False
-        )
 
     async def _link(self, way: Way, inode: Inode) -> None:
         """Gives a restored file a further name."""
         first = self._first_names[inode.id]
-        if first is None:  # it was not restored, so this name is its first chance
+        if first is None:  # it could not be restored under that name, perhaps under this one
             if stat.S_ISREG(inode.mode):
                 await self._take_file(way, inode)
             else:
                 self._take_special(way, inode)
             return
         try:
-            with self._folder_of(way) as parent, self._folder_of(first) as first_parent:
-                there, one = _lstat(parent, way[-1]), _lstat(first_parent, first[-1])
-                if there is not None and one is not None and os.path.samestat(there, one):
-                    self._tally.skipped += 1
-                    return
-                if there is not None and not self._is_wanted(way, inode):
-                    return
-                temporary = self._temporary_name(way, inode)
-                with suppress(FileNotFoundError):
-                    os.unlink(temporary, dir_fd=parent)
-                os.link(
-                    first[-1], temporary, src_dir_fd=first_parent, dst_dir_fd=parent,
-                    follow_symlinks=False,
-                )  # fmt: skip
-                os.rename(temporary, way[-1], src_dir_fd=parent, dst_dir_fd=parent)
-            self._tally.restored += 1
-            self._advance(0, 1)
+            there, one = self._destination.lstat(way), self._destination.lstat(first)
+            if there is not None and one is not None and os.path.samestat(there, one):
+                self._tally.skipped += 1
+            elif self._is_wanted(way, self._attributes(inode)):
+                self._destination.link(first, way, self._temporary_name(way, inode))
+                self._note_restored(way, inode)
         except OSError as error:
             self._fail(way, error)
 
-    # -- attributes ------------------------------------------------------------------------
+    # -- counting --------------------------------------------------------------------------
 
-    def _set_attributes(self, fd: int, inode: Inode) -> None:
-        """Times come last: everything else changes them."""
-        self._set_owner(fd, inode)
-        os.fchmod(fd, stat.S_IMODE(inode.mode))  # after the owner, which clears set-user-id
-        self._set_xattrs(fd, inode)
-        os.utime(fd, ns=(inode.atime_ns, inode.mtime_ns))
+    def _attributes(self, inode: Inode) -> Attributes:
+        tree = self._source.tree
+        names = tree.xattr_names(inode.id)
+        xattrs = [(name, tree.xattr(inode.id, name) or b"") for name in names]
+        target = tree.target(inode.id) if stat.S_ISLNK(inode.mode) else None
+        return Attributes(inode, target, xattrs)
 
-    def _set_owner(self, what: int | bytes, inode: Inode) -> None:
-        if os.geteuid() != 0:
-            return
-        if isinstance(what, int):
-            os.fchown(what, inode.uid, inode.gid)
-        else:
-            os.lchown(what, inode.uid, inode.gid)
+    def _note_restored(self, way: Way, inode: Inode) -> None:
+        self._tally.restored += 1
+        self._note_name(way, inode)
+        self._advance(0)
 
-    def _set_xattrs(self, what: int | bytes, inode: Inode) -> None:
-        ...
+    def _note_name(self, way: Way, inode: Inode) -> None:
+        if inode.nlink > 1 and self._first_names.get(inode.id) is None:
+            self._first_names[inode.id] = way
+
+    def _note(self, where: list[NotRestored], way: Way, reason: str) -> None:
+        where.append(NotRestored(b"/".join(way), reason))
+
+    def _fail(self, way: Way, error: OSError) -> None:
+        """Notes what this filesystem refuses. Raises where nothing more can be written."""
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutOfSpace(
+                "no room left to restore to; make room and run the same command again: it "
+                "goes on where it ended"
+            ) from error
+        if error.errno == errno.EROFS:
+            raise CryptfsError(f"cannot restore there: {reason}") from error
+        self._note(self._tally.failed, way, reason)
+
+    def _advance(self, size_bytes: int) -> None:
+        self._done_bytes += size_bytes
+        if self._on_progress is not None:
+            done = self._tally.restored + self._tally.skipped
+            self._on_progress(Step(self._done_bytes, self._total_bytes, done))
+
+
+def _length(pieces: Pieces) -> int:
+    return sum(len(piece.data) for piece in pieces.pieces)

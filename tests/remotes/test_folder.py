@@ -230,6 +230,9 @@ async def test_bytes_are_durable_before_the_name_and_the_name_before_the_answer(
     done.clear()
     await remote.create("packs/b", b"y")
     assert done == ["sync file", "sync folder"]
+    done.clear()
+    await remote.delete("packs/b")
+    assert done == ["unlink", "sync folder"]
 
 
 # Dies at the n-th of the calls that reach the disk, for every n until one create gets through.

@@ -1,0 +1,141 @@
+"""``cryptfs restore``: files out of a vault, without FUSE."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+import trio
+
+from cryptfs.cli.asking import SecretSource, open_with, secret_options
+from cryptfs.cli.display import count, progress_bar, say, show_json, warn
+from cryptfs.cli.examples import examples
+from cryptfs.cli.places import remote_of, surroundings
+from cryptfs.errors import IntegrityError, UsageError
+from cryptfs.remote.base import Remote
+from cryptfs.upkeep.restore import NotRestored, Restored, Step
+from cryptfs.upkeep.restore import restore as restore_into
+from cryptfs.vault import open_view
+
+_MOST_SHOWN = 10
+
+
+@click.command(
+    epilog=examples(
+        "cryptfs restore ~/Cloud/vault ~/restored",
+        "cryptfs restore --key-file key ~/Cloud/vault ~/restored photos/2024",
+    )
+)
+@click.argument("place", metavar="VAULT")
+@click.argument("destination", metavar="DEST")
+@click.argument("paths", metavar="[PATH]...", nargs=-1)
+@secret_options
+@click.option("--overwrite", is_flag=True, help="Replace what is in DEST and differs.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+def restore(
+    place: str,
+    destination: str,
+    paths: tuple[str, ...],
+    secret: SecretSource,
+    overwrite: bool,
+    as_json: bool,
+) -> int:
+    """Restore VAULT, or PATHs of it, into the folder DEST.
+
+    Works without FUSE and on any machine, with the password or the 64 digits alone. Run again,
+    it goes on where it ended. Files that are in DEST already and differ are kept.
+    """
+    remote = remote_of(place)
+    _refuse_inside(remote, destination)
+    done = trio.run(_restore, remote, destination, paths, secret, overwrite)
+    if as_json:
+        show_json(_as_json(done))
+    else:
+        _tell(done, destination)
+    if done.damaged:
+        return IntegrityError.exit_code
+    return 1 if done.kept or done.failed else 0
+
+
+def _refuse_inside(remote: Remote, destination: str) -> None:
+    """Files put into the vault's folder would be synced to the provider as they are."""
+    vault = remote.local_path("headers/000001")
+    if vault is None:
+        return
+    real, folder = Path(os.path.realpath(destination)), Path(os.path.realpath(vault.parents[1]))
+    if real == folder or folder in real.parents:
+        raise UsageError(f"{destination} lies inside the vault's own folder; choose another DEST")
+
+
+async def _restore(
+    remote: Remote,
+    destination: str,
+    paths: tuple[str, ...],
+    secret: SecretSource,
+    overwrite: bool,
+) -> Restored:
+    around = surroundings()
+    try:
+        unlocked = await open_with(remote, secret, around.state_root)
+        async with open_view(remote, unlocked, around) as (view, notices):
+            for notice in notices:
+                warn(notice)
+            with progress_bar("Restoring") as on_progress:
+
+                def note(step: Step) -> None:
+                    on_progress(step.done_bytes, step.total_bytes)
+
+                return await restore_into(
+                    view,
+                    Path(destination),
+                    [os.fsencode(path) for path in paths],
+                    overwrite=overwrite,
+                    on_progress=note,
+                )
+    finally:
+        await remote.close()
+
+
+def _tell(done: Restored, destination: str) -> None:
+    text = f"{count(done.restored, 'file')} restored to {destination}"
+    if done.skipped:
+        text += f", {done.skipped:,} were there already"
+    say(f"{text}.")
+    _tell_list(done.kept, "kept as it is in DEST (--overwrite replaces it)")
+    _tell_list(done.failed, "cannot be made here")
+    _tell_list(done.damaged, "damaged in the vault and not restored")
+    if done.lost_xattrs:
+        warn(f"{count(done.lost_xattrs, 'extended attribute')} cannot be set here")
+
+
+def _tell_list(entries: tuple[NotRestored, ...], what: str) -> None:
+    for entry in entries[:_MOST_SHOWN]:
+        warn(f"{_printable(entry.path)}: {what}: {entry.reason}")
+    if len(entries) > _MOST_SHOWN:
+        warn(f"and {len(entries) - _MOST_SHOWN:,} more: {what}")
+
+
+def _printable(path: bytes) -> str:
+    """The path for a terminal, which would obey control characters."""
+    text = os.fsdecode(path)
+    return text if text.isprintable() else ascii(text)
+
+
+def _as_json(done: Restored) -> dict[str, object]:
+    def entries(of: tuple[NotRestored, ...]) -> list[dict[str, str]]:
+        return [{"path": _lossless(entry.path), "reason": entry.reason} for entry in of]
+
+    return {
+        "restored": done.restored,
+        "skipped": done.skipped,
+        "folders": done.folders,
+        "kept": entries(done.kept),
+        "damaged": entries(done.damaged),
+        "failed": entries(done.failed),
+        "lost_xattrs": done.lost_xattrs,
+    }
+
+
+def _lossless(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")
