@@ -51,7 +51,11 @@ async def read_messages(stream: trio.abc.ReceiveStream) -> AsyncIterator[Message
     async for data in stream:
         waiting += data
         while (end := waiting.find(b"\n")) >= 0:
-            yield json.loads(waiting[:end])
+            try:
+                message = json.loads(waiting[:end])
+            except ValueError as error:
+                raise CryptfsError("a line on the control socket is no JSON") from error
+            yield message if isinstance(message, dict) else {}
             del waiting[: end + 1]
         if len(waiting) > MAX_LINE:
             raise CryptfsError("a line on the control socket is too long")

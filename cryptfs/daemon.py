@@ -26,7 +26,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Final
 
@@ -38,7 +38,7 @@ from cryptfs.concurrency import open_nursery
 from cryptfs.control import Message, listen, read_messages, send_message
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.recovery_key import RecoveryKey
-from cryptfs.errors import CryptfsError, FuseUnavailable
+from cryptfs.errors import CryptfsError, FuseUnavailable, OutOfSpace
 from cryptfs.fuse import Handlers
 from cryptfs.remote.location import open_remote
 from cryptfs.sync.policy import PublishPolicy
@@ -53,6 +53,9 @@ _M_ARENA_MAX: Final = -8
 megabytes stay in all of them (measured: 217 MB at the peak of a stream instead of 167)."""
 
 PARALLEL_REQUESTS: Final = 48
+
+PROGRESS_SECONDS: Final = 0.1
+RETRY_SECONDS: Final = 1.0
 
 READ_AHEAD_KIB: Final = 1024
 """Asked of the kernel where we may (as root): eight chunks a request instead of one."""
@@ -94,6 +97,7 @@ class Mount:
             lambda: vault.dirty.size_bytes,
         )
         self._publish_at_end = True
+        self._problem: CryptfsError | None = None
         self._ended = trio.Event()
 
     # -- life ------------------------------------------------------------------------------
@@ -133,8 +137,19 @@ class Mount:
         report_ready()
 
     async def _finish(self) -> None:
-        """After the kernel let go: everything is settled, and published unless told not to."""
-        await self._vault.settler.settle()
+        """After the kernel let go: everything is settled, and published unless told not to.
+
+        While the disk is full this waits: what is in memory has no other place to go.
+        """
+        while True:
+            try:
+                await self._vault.settler.settle()
+                break
+            except OutOfSpace as error:
+                self._problem = error
+                log.error("unmounted, and waiting for room to save the last changes: %s", error)
+                await trio.sleep(RETRY_SECONDS)
+        self._problem = None
         if not self._publish_at_end or self._request.read_only:
             return
         try:
@@ -155,14 +170,16 @@ class Mount:
     # -- questions -------------------------------------------------------------------------
 
     async def _answer(self, stream: trio.SocketStream) -> None:
-        async with stream:
-            async for request in read_messages(stream):
-                try:
-                    await self._do(request, stream)
-                except CryptfsError as error:
-                    await send_message(stream, error_message(error))
-                except trio.BrokenResourceError:
-                    return
+        """Serves one client; whatever it does, the mount goes on."""
+        try:
+            async with stream:
+                async for request in read_messages(stream):
+                    try:
+                        await self._do(request, stream)
+                    except CryptfsError as error:
+                        await send_message(stream, error_message(error))
+        except (trio.BrokenResourceError, CryptfsError) as error:
+            log.debug("a client of the control socket went away: %s", error)
 
     async def _do(self, request: Message, stream: trio.SocketStream) -> None:
         match request.get("do"):
@@ -182,7 +199,6 @@ class Mount:
     async def _publish(self, stream: trio.SocketStream) -> None:
         newest: Upload | None = None
         changed = trio.Event()
-        finished = False
 
         def note(upload: Upload) -> None:
             nonlocal newest
@@ -191,26 +207,21 @@ class Mount:
 
         async def tell() -> None:
             nonlocal changed
-            while not finished:
+            while True:
                 await changed.wait()
                 changed = trio.Event()
-                if newest is not None:
-                    await send_message(
-                        stream,
-                        {
-                            "epoch": newest.epoch,
-                            "sent_bytes": newest.sent_bytes,
-                            "total_bytes": newest.total_bytes,
-                        },
-                    )
-                await trio.sleep(0.1)
+                assert newest is not None
+                try:
+                    await send_message(stream, asdict(newest))
+                except trio.BrokenResourceError:
+                    return  # nobody listens any more; publishing goes on
+                await trio.sleep(PROGRESS_SECONDS)
 
         async with open_nursery() as nursery:
             nursery.start_soon(tell)
             if not self._request.read_only:
                 await self._vault.publisher.publish(note)
             nursery.cancel_scope.cancel()
-        finished = True
         await send_message(stream, self.status() | {"done": True})
 
     def status(self) -> Message:
@@ -221,7 +232,7 @@ class Mount:
         upload = vault.publisher.under_way
         inodes, size_bytes = vault.view.tree.totals()
         compressed, deduplicated = progress.saved_bytes()
-        problem = vault.settler.gate.broken or self._policy.last_error
+        problem = vault.settler.gate.broken or self._problem or self._policy.last_error
         return {
             "pid": os.getpid(),
             "mountpoint": self._request.mountpoint,

@@ -20,7 +20,6 @@ import shlex
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -253,9 +252,13 @@ def main() -> int:
         tour(place)
     except Stopped as stopped:
         console.print(str(stopped), style="red", markup=False)
-        console.print(f"What was made so far is in {place}.", markup=False)
-        return stopped.exit_code
-    return 0
+        exit_code = stopped.exit_code
+    except KeyboardInterrupt:
+        exit_code = 130
+    else:
+        return 0
+    console.print(f"Stopped. What was made so far is in {place}.", markup=False)
+    return exit_code
 
 
 if __name__ == "__main__":
