@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.password import KdfParams, PasswordSlot, unwrap_password, wrap_password
@@ -21,6 +21,7 @@ from cryptfs.errors import (
     IntegrityError,
     NewerFormat,
     NotAVault,
+    ObjectNotFound,
     RollbackError,
     UsageError,
     VaultUnreachable,
@@ -35,12 +36,15 @@ from cryptfs.format.header import (
     encode_header,
     parse_header,
 )
-from cryptfs.format.names import COMMITS, HEADERS, header_name, parse_name
+from cryptfs.format.metadata import parse_commit
+from cryptfs.format.names import COMMITS, HEADERS, commit_name, header_name, parse_name
 from cryptfs.ids import RandomBytes
 from cryptfs.remote.base import Remote
 from cryptfs.store.state import Seen, StateFolder, known_states, write_atomically
 
 log = logging.getLogger(__name__)
+
+_COMMITS_TRIED: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +124,7 @@ async def unlock(remote: Remote, secret: Secret, state_root: Path) -> Unlocked:
     key = secret if isinstance(secret, RecoveryKey) else _try_password(found, secret, state_root)
     keys = VaultKeys.derive(key)
     header = _highest_verified(found, keys)
-    if header is None and isinstance(secret, RecoveryKey) and found.headers:
+    if header is None and isinstance(secret, RecoveryKey) and not await _fits(remote, found, keys):
         raise WrongSecret(
             "this recovery key belongs to another vault (its digits are typed right); "
             "check which vault it was written down for"
@@ -131,8 +135,28 @@ async def unlock(remote: Remote, secret: Secret, state_root: Path) -> Unlocked:
     return Unlocked(key, keys, header)
 
 
+async def _fits(remote: Remote, found: Found, keys: VaultKeys) -> bool:
+    """Whether the keys are this vault's, although no header says so.
+
+    A provider that damages the headers must not lock out who has the 64 digits.
+    """
+    # The id is made of the key, so it cannot be somebody else's by chance.
+    if any(header.vault_id == keys.vault_id for _, header in found.headers):
+        return True
+    if found.offline is not None:
+        return False
+    names = [parse_name(info.name) for info in await remote.list(COMMITS)]
+    for epoch in sorted(name.number for name in names if name is not None)[-_COMMITS_TRIED:]:
+        try:
+            parse_commit(await remote.get(commit_name(epoch)), keys, epoch)
+        except (IntegrityError, ObjectNotFound):
+            continue
+        return True
+    return False
+
+
 def _try_password(found: Found, password: Password, state_root: Path) -> RecoveryKey:
-    problem: CryptfsError | None = found.refused[0] if found.refused else None
+    problem: CryptfsError | None = None
     tried = 0
     for _, header in found.headers:
         slots = [*header.slots, *local_slots(state_root, header.vault_id)]
@@ -151,6 +175,8 @@ def _try_password(found: Found, password: Password, state_root: Path) -> Recover
                 problem = error
     if problem is not None:
         raise problem
+    if not tried and found.refused:
+        raise found.refused[0]
     if not tried:
         raise WrongPassword(
             "this vault has no password on this device: open it with the recovery key (--key-file)"

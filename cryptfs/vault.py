@@ -284,11 +284,11 @@ def _device_number(random_bytes: RandomBytes) -> int:
 
 @asynccontextmanager
 async def open_view(
-    remote: Remote, unlocked: Unlocked, around: Surroundings
+    remote: Remote, unlocked: Unlocked, around: Surroundings, *, accept_rollback: bool = False
 ) -> AsyncIterator[tuple[View, list[str]]]:
     """Opens the vault for reading: the newest state, or while it is mounted the settled one."""
     try:
-        vault = await open_vault(remote, unlocked, around)
+        vault = await open_vault(remote, unlocked, around, accept_rollback=accept_rollback)
     except VaultBusy:
         state = StateFolder(around.state_root, unlocked.keys.vault_id)
         holder = state.holder()

@@ -65,6 +65,11 @@ def count(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def printable(text: str) -> str:
+    """The text for a terminal, which would obey control characters in a file's name."""
+    return text if text.isprintable() else ascii(text)
+
+
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table; columns whose name ends with ``>`` are aligned to the right."""
     from rich import box

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # keys must not end up in a core dump
     debug = bool(os.environ.get("CRYPTFS_DEBUG"))
     logging.basicConfig(
-        level=logging.DEBUG if debug else logging.ERROR, format="cryptfs: %(message)s"
+        level=logging.DEBUG if debug else logging.WARNING, format="cryptfs: %(message)s"
     )
     try:
         result = cryptfs.main(arguments, prog_name="cryptfs", standalone_mode=False)
@@ -116,7 +116,8 @@ def _end_with(error: BaseException) -> int:
         where = f"{error.filename}: " if error.filename else ""
         warn(f"{where}{error.strerror}")
         return 1
-    warn(f"this is a bug ({type(error).__name__}: {error}); set CRYPTFS_DEBUG=1 to see the details")
+    # Only the type: the text of an error that nobody thought of may hold anything.
+    warn(f"this is a bug ({type(error).__name__}); with CRYPTFS_DEBUG=1 it shows where")
     return 1
 
 

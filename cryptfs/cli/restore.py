@@ -9,7 +9,7 @@ import click
 import trio
 
 from cryptfs.cli.asking import SecretSource, open_with, secret_options
-from cryptfs.cli.display import count, progress_bar, say, show_json, warn
+from cryptfs.cli.display import count, printable, progress_bar, say, show_json, warn
 from cryptfs.cli.examples import examples
 from cryptfs.cli.places import remote_of, surroundings
 from cryptfs.errors import IntegrityError, UsageError
@@ -111,15 +111,9 @@ def _tell(done: Restored, destination: str) -> None:
 
 def _tell_list(entries: tuple[NotRestored, ...], what: str) -> None:
     for entry in entries[:_MOST_SHOWN]:
-        warn(f"{_printable(entry.path)}: {what}: {entry.reason}")
+        warn(f"{printable(os.fsdecode(entry.path))}: {what}: {entry.reason}")
     if len(entries) > _MOST_SHOWN:
         warn(f"and {len(entries) - _MOST_SHOWN:,} more: {what}")
-
-
-def _printable(path: bytes) -> str:
-    """The path for a terminal, which would obey control characters."""
-    text = os.fsdecode(path)
-    return text if text.isprintable() else ascii(text)
 
 
 def _as_json(done: Restored) -> dict[str, object]:

@@ -100,7 +100,7 @@ class Progress:
         return [
             PublishedEpoch(*row)
             for row in self._database.rows(
-                "SELECT number, time_ns, epoch.device, coalesce(device.name, '?'), digest "
+                "SELECT epoch.number, time_ns, epoch.device, coalesce(device.name, '?'), digest "
                 "FROM epoch LEFT JOIN device ON device.number = epoch.device "
                 "ORDER BY epoch.number"
             )
