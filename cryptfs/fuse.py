@@ -118,9 +118,10 @@ class Handlers(pyfuse3.Operations):
         raise FUSEError(errno.ENOSYS)  # the kernel then allows it, and asks no more
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """Does nothing: an inode lives as long as it has a name or an open handle, and its
-        number is never used again.
+        """Needs no counting: an inode lives as long as it has a name or an open handle, its
+        number is never used again, and the kernel forgets it as a whole.
         """
+        self._fs.forget(inode for inode, _ in inode_list)
 
     # -- making and removing ---------------------------------------------------------------
 

@@ -217,7 +217,9 @@ async def make_file(vault: Vault, name: bytes, parent: int = ROOT_INODE, mode: i
     return (await vault.fs.make(parent, name, stat.S_IFREG | mode, 1000, 1000)).id
 
 
-async def make_folder(vault: Vault, name: bytes, parent: int = ROOT_INODE, mode: int = 0o755) -> int:
+async def make_folder(
+    vault: Vault, name: bytes, parent: int = ROOT_INODE, mode: int = 0o755
+) -> int:
     return (await vault.fs.make(parent, name, stat.S_IFDIR | mode, 1000, 1000)).id
 
 
@@ -320,9 +322,7 @@ class Platter:
             sync(fd)
             status = os.fstat(fd)
             if stat.S_ISDIR(status.st_mode):
-                self._names[status.st_ino] = {
-                    entry.name: entry.inode() for entry in os.scandir(fd)
-                }
+                self._names[status.st_ino] = {entry.name: entry.inode() for entry in os.scandir(fd)}
             else:
                 self._contents[status.st_ino] = os.pread(fd, status.st_size, 0)
 
@@ -346,3 +346,11 @@ class Platter:
                 path.unlink()
             else:
                 path.write_bytes(self._contents.get(inode, b""))
+
+
+@contextmanager
+def refused(code: int) -> Iterator[None]:
+    """The body must raise OSError with this errno."""
+    with pytest.raises(OSError) as caught:
+        yield
+    assert caught.value.errno == code, caught.value

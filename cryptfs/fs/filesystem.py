@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,6 +28,9 @@ TARGET_MAX: Final = 4095
 LINK_MAX: Final = 2**31 - 1
 XATTR_VALUE_MAX: Final = 65536
 XATTR_LIST_MAX: Final = 65536
+
+MIN_TIME_NS: Final = -(1 << 63)
+MAX_TIME_NS: Final = (1 << 63) - 1
 
 ENTRY_BYTES: Final = 4096
 """Room on the disk that a new entry is reckoned with."""
@@ -65,6 +68,9 @@ class Filesystem:
         self._clock_ns = clock_ns
         self._free_bytes = free_bytes
         self._open_counts = open_counts
+        # Removed inodes that the kernel has not forgotten. It may still ask for them (a
+        # process stands in a removed directory) and still brings their times.
+        self._ghosts: dict[int, Inode] = {}
 
     # -- looking ---------------------------------------------------------------------------
 
@@ -75,7 +81,8 @@ class Filesystem:
         return self._tree.inode_of_entry(parent, name)
 
     def getattr(self, id: int) -> Inode:
-        inode = self._tree.inode(id)
+        """Returns the inode, also one that was removed while the kernel still knows it."""
+        inode = self._tree.inode(id) or self._ghosts.get(id)
         if inode is None:
             raise OSError(errno.ENOENT, "no such inode")
         return inode
@@ -145,7 +152,7 @@ class Filesystem:
         """Gives a file one more name."""
         _check_name(name)
         await self._gate.passage()
-        inode = self.getattr(id)
+        inode = self._existing(id)
         if stat.S_ISDIR(inode.mode):
             raise OSError(errno.EPERM, "a directory has one name")
         self._directory(parent)
@@ -184,7 +191,7 @@ class Filesystem:
             raise OSError(errno.ENOTEMPTY, "directory not empty")
         self._tree.remove_entry(parent, entry.position)
         self._tree.touch_directory(parent, self._clock_ns(), links=-1)
-        self._tree.remove_inode(inode.id)
+        self._remove(inode)
 
     def _drop_link(self, inode: Inode, now: int) -> None:
         if inode.nlink > 1:
@@ -193,17 +200,24 @@ class Filesystem:
             self._tree.change_links(inode.id, -1, now)
             self._tree.add_orphan(inode.id)
         else:
-            self._remove(inode.id)
+            self._remove(inode)
 
-    def _remove(self, id: int) -> None:
-        self.files.discard(id)
-        self._tree.remove_inode(id)
+    def _remove(self, inode: Inode) -> None:
+        self.files.discard(inode.id)
+        self._tree.remove_inode(inode.id)
+        self._ghosts[inode.id] = inode._replace(nlink=0)
+
+    def forget(self, ids: Iterable[int]) -> None:
+        """The kernel knows these inodes no more."""
+        for id in ids:
+            self._ghosts.pop(id, None)
 
     def remove_orphans(self) -> None:
         """Removes what was unlinked and still open when the last process ended."""
         for id in self._tree.orphans():
             self._tree.remove_orphan(id)
-            self._remove(id)
+            self.files.discard(id)
+            self._tree.remove_inode(id)
 
     # -- renaming --------------------------------------------------------------------------
 
@@ -217,15 +231,15 @@ class Filesystem:
         entry, inode = self._entry(old_parent, old_name)
         self._directory(new_parent)
         other = self._tree.entry(new_parent, new_name)
-        if exchange:
-            if other is None:
-                raise OSError(errno.ENOENT, "nothing to exchange with")
-            self._exchange(old_parent, entry, inode, new_parent, other)
-            return
+        if exchange and other is None:
+            raise OSError(errno.ENOENT, "nothing to exchange with")
         if other is not None and no_replace:
             raise OSError(errno.EEXIST, "file exists")
         if other is not None and other.inode == entry.inode:
             return  # two names of one file: POSIX says do nothing
+        if other is not None and exchange:
+            self._exchange(old_parent, entry, inode, new_parent, other)
+            return
         is_directory = stat.S_ISDIR(inode.mode)
         if is_directory:
             self._refuse_circle(inode.id, new_parent)
@@ -244,7 +258,7 @@ class Filesystem:
             self._tree.touch_directory(old_parent, now, links=-moved)
         if replaced is not None:
             if is_directory:
-                self._tree.remove_inode(replaced.id)
+                self._remove(replaced)
             else:
                 self._drop_link(replaced, now)
 
@@ -307,11 +321,14 @@ class Filesystem:
             uid=inode.uid if change.uid is None else change.uid,
             gid=inode.gid if change.gid is None else change.gid,
             size=size,
-            atime_ns=inode.atime_ns if change.atime_ns is None else change.atime_ns,
-            mtime_ns=mtime_ns if change.mtime_ns is None else change.mtime_ns,
-            ctime_ns=now if change.ctime_ns is None else change.ctime_ns,
+            atime_ns=inode.atime_ns if change.atime_ns is None else _nearest_time(change.atime_ns),
+            mtime_ns=mtime_ns if change.mtime_ns is None else _nearest_time(change.mtime_ns),
+            ctime_ns=now if change.ctime_ns is None else _nearest_time(change.ctime_ns),
         )
-        self._tree.put_inode(changed)
+        if id in self._ghosts:
+            self._ghosts[id] = changed
+        else:
+            self._tree.put_inode(changed)
         return changed
 
     def getxattr(self, id: int, name: bytes) -> bytes:
@@ -329,8 +346,8 @@ class Filesystem:
         if len(value) > XATTR_VALUE_MAX:
             raise OSError(errno.E2BIG, "attribute too large")
         await self._gate.passage()
-        inode = self.getattr(id)
-        listed = sum(len(other) + 1 for other in self._tree.xattr_names(id))
+        inode = self._existing(id)
+        listed = sum(len(other) + 1 for other in self._tree.xattr_names(id) if other != name)
         if listed + len(name) + 1 > XATTR_LIST_MAX:
             raise OSError(errno.ENOSPC, "too many attributes")
         self._check_room(ENTRY_BYTES + len(value))
@@ -349,7 +366,7 @@ class Filesystem:
         """Notes one more user of a file's content; ``release`` ends it."""
         if truncate:
             await self.setattr(id, Change(size=0))
-        self.getattr(id)
+        self._existing(id)
         self._open_counts[id] = self._open_counts.get(id, 0) + 1
 
     async def release(self, id: int) -> None:
@@ -367,7 +384,7 @@ class Filesystem:
         inode = self._tree.inode(id)
         if inode is not None and inode.nlink == 0:
             self._tree.remove_orphan(id)
-            self._remove(id)
+            self._remove(inode)
 
     async def write(self, id: int, offset: int, data: bytes) -> int:
         return await self.files.write(id, offset, data)
@@ -384,8 +401,14 @@ class Filesystem:
 
     # -- checks ----------------------------------------------------------------------------
 
+    def _existing(self, id: int) -> Inode:
+        inode = self._tree.inode(id)
+        if inode is None:
+            raise OSError(errno.ENOENT, "no such inode")
+        return inode
+
     def _directory(self, id: int) -> Inode:
-        inode = self.getattr(id)
+        inode = self._existing(id)
         if not stat.S_ISDIR(inode.mode):
             raise OSError(errno.ENOTDIR, "not a directory")
         return inode
@@ -394,7 +417,7 @@ class Filesystem:
         entry = self._tree.entry(parent, name)
         if entry is None:
             raise OSError(errno.ENOENT, "no such file or directory")
-        return entry, self.getattr(entry.inode)
+        return entry, self._existing(entry.inode)
 
     def _check_room(self, size_bytes: int) -> None:
         if self._free_bytes() < size_bytes:
@@ -406,3 +429,8 @@ def _check_name(name: bytes) -> None:
         raise OSError(errno.ENAMETOOLONG, "name too long")
     if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
         raise OSError(errno.EINVAL, "not a file name")
+
+
+def _nearest_time(time_ns: int) -> int:
+    """Returns the time, or the end of time: 63 bits of nanoseconds last until the year 2262."""
+    return min(max(time_ns, MIN_TIME_NS), MAX_TIME_NS)

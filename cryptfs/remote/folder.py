@@ -289,7 +289,8 @@ class FolderRemote(Remote):
         with os.scandir(folder) as entries:
             left = [Path(entry.path) for entry in entries if _is_temporary(entry.name)]
         for path in left:
-            with suppress(FileNotFoundError):
+            # Another process may sweep too, or it is another user's: litter, and no failure.
+            with suppress(OSError):
                 if self._age_ns(path) > TEMPORARY_LIFE_NS:
                     path.unlink()
 

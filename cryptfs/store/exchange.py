@@ -57,27 +57,33 @@ def _batches(rows: Iterator[tuple[str, str, Row]]) -> Iterator[RowBatch]:
 
 
 def _commit_rows(snapshot: Database, epoch: int) -> Iterator[tuple[str, str, Row]]:
-    for table, (_, key) in TREE_TABLES.items():
-        columns, keys = _columns(table), ", ".join(key)
-        same_key = " AND ".join(f"{table}.{column} = past.{column}" for column in key)
-        for row in snapshot.rows(f"SELECT {columns} FROM {table} WHERE since = ?", (epoch,)):
-            yield "rows", table, row
-        for row in snapshot.rows(f"SELECT {columns} FROM {table}_past WHERE since = ?", (epoch,)):
-            yield "rows", table, row
-        # A key went if a version of it ended with this epoch and none began.
-        for row in snapshot.rows(
-            f"SELECT {keys} FROM {table}_past AS past WHERE until = ? "
-            f"AND NOT EXISTS (SELECT 1 FROM {table} WHERE {same_key} AND since = ?) "
-            f"AND NOT EXISTS (SELECT 1 FROM {table}_past AS {table} "
-            f"WHERE {same_key} AND {table}.since = ?)",
-            (epoch, epoch, epoch),
-        ):
-            yield "gone", table, row
+    """What went comes first: a name that moved must be free before it is taken again."""
+    for table in TREE_TABLES:
+        for key in _gone_keys(snapshot, table, epoch):
+            yield "gone", table, key
+    for table in TREE_TABLES:
+        columns = _columns(table)
+        for source in (table, f"{table}_past"):
+            for row in snapshot.rows(f"SELECT {columns} FROM {source} WHERE since = ?", (epoch,)):
+                yield "rows", table, row
     for table in PLACE_TABLES:
         for row in snapshot.rows(
             f"SELECT {_columns(table)} FROM {table} WHERE since = ?", (epoch,)
         ):
             yield "rows", table, row
+
+
+def _gone_keys(snapshot: Database, table: str, epoch: int) -> Iterator[Row]:
+    """Yields the keys of which a version ended with the epoch and none began in it."""
+    key = TREE_TABLES[table][1]
+    same_key = " AND ".join(f"newer.{column} = past.{column}" for column in key)
+    return snapshot.rows(
+        f"SELECT {', '.join(key)} FROM {table}_past AS past WHERE until = ? "
+        f"AND NOT EXISTS (SELECT 1 FROM {table} AS newer WHERE {same_key} AND newer.since = ?) "
+        f"AND NOT EXISTS "
+        f"(SELECT 1 FROM {table}_past AS newer WHERE {same_key} AND newer.since = ?)",
+        (epoch, epoch, epoch),
+    )
 
 
 def _checkpoint_rows(snapshot: Database, epoch: int) -> Iterator[tuple[str, str, Row]]:

@@ -9,6 +9,7 @@ An epoch is applied in one transaction, so dying in the middle leaves the epoch 
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from cryptfs.crypto.keys import VaultKeys
@@ -28,7 +29,6 @@ from cryptfs.format.names import (
     pack_name,
     parse_name,
 )
-from cryptfs.format.row_rules import join_batches
 from cryptfs.format.rows import RowBatch
 from cryptfs.ids import ObjectKind
 from cryptfs.remote.base import Remote
@@ -112,15 +112,15 @@ class Puller:
             try:
                 data = await self._remote.get(checkpoint_name(epoch))
                 envelope, first = parse_checkpoint(data, self._keys, epoch)
-                batch = await self._with_parts(envelope, first, ObjectKind.CHECKPOINT)
+                with self._database.undo_on_error():
+                    self._clear()
+                    async for batch in self._batches(envelope, first, ObjectKind.CHECKPOINT):
+                        apply_checkpoint(self._database, batch)
             except (IntegrityError, ObjectNotFound) as error:
                 log.warning("checkpoint %d is of no use (%s); an older one is tried", epoch, error)
                 continue
-            with self._database.undo_on_error():
-                self._clear()
-                apply_checkpoint(self._database, batch)
-                self._progress.note_head(epoch, envelope.parent)
-                self._progress.set_dedup(envelope.dedup)
+            self._progress.note_head(epoch, envelope.parent)
+            self._progress.set_dedup(envelope.dedup)
             return epoch
         return 0
 
@@ -141,17 +141,19 @@ class Puller:
             raise IntegrityError(
                 f"epoch {epoch} does not continue epoch {self._progress.published_epoch}"
             )
-        batch = await self._with_parts(envelope, first, ObjectKind.COMMIT)
         with self._database.undo_on_error():
             if epoch == 1:
                 self._clear()
-            apply_commit(self._database, batch)
-            self._progress.note_epoch(epoch, envelope.time_ns, envelope.device, object_digest(data))
-            self._progress.set_dedup(envelope.dedup)
+            async for batch in self._batches(envelope, first, ObjectKind.COMMIT):
+                apply_commit(self._database, batch)
+        self._progress.note_epoch(epoch, envelope.time_ns, envelope.device, object_digest(data))
+        self._progress.set_dedup(envelope.dedup)
 
-    async def _with_parts(self, envelope: Envelope, first: RowBatch, kind: ObjectKind) -> RowBatch:
-        batches = []
+    async def _batches(
+        self, envelope: Envelope, first: RowBatch, kind: ObjectKind
+    ) -> AsyncIterator[RowBatch]:
+        """Yields the rows of all parts in the order they were written, one in memory at a time."""
         for part in envelope.parts:
             data = await self._remote.get(pack_name(part.name))
-            batches.append(parse_part(data, part, self._keys, of=kind, epoch=envelope.epoch))
-        return join_batches([*batches, first])
+            yield parse_part(data, part, self._keys, of=kind, epoch=envelope.epoch)
+        yield first
