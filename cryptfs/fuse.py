@@ -6,9 +6,11 @@ What keeps the number of requests low, since each costs about 0.1 ms whatever it
 * Entries, attributes and absences are cached by the kernel for a day; nothing changes here
   behind its back.
 * ``keep_cache``: an opened file keeps its pages.
+* With the write-back cache the kernel knows best when a file was changed, and says so in a
+  ``setattr`` of its own: ``write`` leaves the times alone, or they would differ by the way here.
 * ``flush`` answers ENOSYS once, and is never asked again.
 
-A file handle is the inode's number: ``read`` and ``write`` are given nothing else, and need
+A file's handle is the inode's number: ``read`` and ``write`` are given nothing else, and need
 nothing else.
 """
 
@@ -16,9 +18,11 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import logging
 import os
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar, cast
 
 import pyfuse3
@@ -56,6 +60,16 @@ def answers_errno(handler: Handler[Parameters, Result]) -> Handler[Parameters, R
     return cast(Handler[Parameters, Result], functools.update_wrapper(answer, handler))
 
 
+@dataclass(slots=True)
+class _Listing:
+    """An open folder. A listing shows what is there when it starts: a file that is renamed comes
+    last, and a program that renames all it is shown would otherwise never see the end.
+    """
+
+    inode: int
+    as_of: int
+
+
 class Handlers(pyfuse3.Operations):
     """One method a request, named by the kernel's protocol."""
 
@@ -69,6 +83,8 @@ class Handlers(pyfuse3.Operations):
         self._fs = fs
         self._disk = disk
         self._read_only = read_only
+        self._handles = itertools.count(1)
+        self._listings: dict[int, _Listing] = {}
 
     # -- looking ---------------------------------------------------------------------------
 
@@ -91,12 +107,17 @@ class Handlers(pyfuse3.Operations):
 
     @answers_errno
     async def opendir(self, inode: int, ctx: object) -> int:
-        return inode
+        handle = next(self._handles)
+        self._listings[handle] = _Listing(inode, self._fs.now())
+        return handle
 
     @answers_errno
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        listing = self._listings[fh]
+        if start_id == 0:
+            listing.as_of = self._fs.now()
         reply = pyfuse3.readdir_reply
-        for position, name, inode in self._fs.entries(fh, start_id):
+        for position, name, inode in self._fs.entries(listing.inode, start_id, as_of=listing.as_of):
             if not reply(token, name, _attributes(inode), position):
                 break
 
@@ -238,7 +259,7 @@ class Handlers(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: object) -> FileInfo:
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
             self._refuse_changes()
-        await self._fs.open(inode, truncate=bool(flags & os.O_TRUNC))
+        await self._fs.open(inode, truncate=bool(flags & os.O_TRUNC), keep_times=True)
         return _file_info(inode)
 
     @answers_errno
@@ -249,7 +270,7 @@ class Handlers(pyfuse3.Operations):
 
     @answers_errno
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return await self._fs.files.write(fh, off, buf)
+        return await self._fs.files.write(fh, off, buf, keep_times=True)
 
     async def flush(self, fh: int) -> None:
         raise FUSEError(errno.ENOSYS)
@@ -268,7 +289,7 @@ class Handlers(pyfuse3.Operations):
 
     @answers_errno
     async def releasedir(self, fh: int) -> None:
-        pass
+        del self._listings[fh]
 
     def _refuse_changes(self) -> None:
         if self._read_only:

@@ -259,8 +259,15 @@ def _open_database(
     if state.database.exists():
         try:
             database = Database(state.database, keys.state_database)
-            database.check_schema()
-            return database, False
+            try:
+                if not database.is_unfinished:
+                    database.check_schema()
+                    return database, False
+            except BaseException:
+                database.close()
+                raise
+            database.close()
+            state.database.unlink()
         except StateDamaged as error:
             waiting = sum(1 for _ in state.spool.iterdir())
             aside = state.move_damaged_aside()

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 import click
 import trio
@@ -104,7 +104,10 @@ def mount(
         show_json({key: value for key, value in status.items() if key != "ready"})
     else:
         say(f"{remote.url} is mounted at {mountpoint}")
-    return _stay_with(daemon) if foreground else 0
+    if foreground:
+        return _stay_with(daemon)
+    daemon.returncode = 0  # it lives on: Popen is not to wait for it
+    return 0
 
 
 # -- what must be so before anybody types a password -----------------------------------------
@@ -195,26 +198,22 @@ def _python_path() -> str:
 
 
 def _wait_until_ready(daemon: subprocess.Popen[bytes], state: StateFolder) -> Message:
-    stdout = daemon.stdout
-    assert stdout is not None
+    """The daemon's answer. Raises the error that it answers with."""
+    assert daemon.stdout is not None
     try:
-        answer = _read_answer(stdout)
+        with daemon.stdout as stdout:
+            line = stdout.readline()
     except KeyboardInterrupt:
         daemon.terminate()
         raise
-    if answer is None:
-        daemon.wait()
-        raise CryptfsError(f"the mount ended before it was ready; see {state.log}")
-    return raise_error(answer)
-
-
-def _read_answer(stdout: IO[bytes]) -> Message | None:
-    line = stdout.readline()
     try:
         answer: Message = json.loads(line)
     except ValueError:
-        return None
-    return answer
+        daemon.wait()
+        raise CryptfsError(f"the mount ended before it was ready; see {state.log}") from None
+    if "error" in answer:
+        daemon.wait()
+    return raise_error(answer)
 
 
 def _stay_with(daemon: subprocess.Popen[bytes]) -> int:

@@ -23,8 +23,9 @@ def require_strength(password: str, place: str) -> None:
     # 80 ms, and only those who choose a password need it
     from zxcvbn import zxcvbn  # type: ignore[import-untyped]
 
-    words = [word for word in re.split(r"[^\w]+", place) if len(word) > 2]
-    found = zxcvbn(password[:_MOST_CHARACTERS], user_inputs=["cryptfs", *words])
+    words = [word for word in re.split(r"\W+", place) if len(word) > 2]
+    names = [name for name in place.split("/") if name]
+    found = zxcvbn(password[:_MOST_CHARACTERS], user_inputs=["cryptfs", *names, *words])
     if found["score"] >= LEAST_SCORE:
         return
     raise CryptfsError(

@@ -31,7 +31,7 @@ class DirtyChunk:
     """One chunk's newest content. ``data`` ends where the file does, or zeros follow."""
 
     __slots__ = (
-        "data", "idx", "inode", "queued", "sealing", "slot", "touched", "unsettled", "version",
+        "data", "idx", "inode", "queued", "slot", "touched", "unsettled", "version",
     )  # fmt: skip
 
     def __init__(self, inode: int, idx: int, data: bytes | bytearray | memoryview = b""):
@@ -41,7 +41,6 @@ class DirtyChunk:
         self.unsettled = 0
         self.slot: int | None = None
         self.version = 0  # grows with every change
-        self.sealing = False  # a worker thread reads ``data``: change a copy
         self.queued = False
         self.touched = 0.0  # seconds, monotonic
 
@@ -85,7 +84,7 @@ class DirtyChunk:
         self.unsettled = 0
 
     def _own(self) -> bytearray:
-        if self.sealing or not isinstance(self.data, bytearray):
+        if not isinstance(self.data, bytearray):
             self.data = bytearray(self.data)
         return self.data
 

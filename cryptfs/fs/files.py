@@ -11,7 +11,7 @@ import trio
 
 from cryptfs.errors import OutOfSpace
 from cryptfs.fs.dirty import DirtyChunk, DirtyChunks
-from cryptfs.fs.reader import AHEAD_CHUNKS, ChunkReader
+from cryptfs.fs.reader import ChunkReader
 from cryptfs.fs.sealing import Sealing
 from cryptfs.fs.settle import Gate
 from cryptfs.ids import CHUNK_SIZE, MAX_ID, ClockNs
@@ -21,6 +21,8 @@ from cryptfs.store.tree import Tree
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 _TRACKED_READERS: Final = 1024
+_OUT_OF_ORDER: Final = 16
+_AHEAD_EVERY: Final = 8
 
 
 class Files:
@@ -43,12 +45,7 @@ class Files:
         self._gate = gate
         self._clock_ns = clock_ns
         self._free_bytes = free_bytes
-        self._nursery: trio.Nursery | None = None
         self._read_up_to: dict[int, int] = {}
-
-    def start(self, nursery: trio.Nursery) -> None:
-        """Gives reads ahead a place to run; without it there are none."""
-        self._nursery = nursery
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -75,7 +72,7 @@ class Files:
                     contents.setdefault(idx, loaded.get(ref.id, b""))
                 if offset + length < last * CHUNK_SIZE + refs.get(last, wanted[0]).place.plain:
                     self._keep_for_next(refs.get(last), loaded)
-            self._read_ahead(inode, first, last, row.size)
+                self._read_ahead(inode, first, last, refs)
         if first == last:
             return _slice(contents.get(first, b""), offset - first * CHUNK_SIZE, length)
         answer = bytearray(length)
@@ -91,34 +88,28 @@ class Files:
         if ref is not None and ref.id in loaded:
             self._reader.keep(ref.id, loaded[ref.id])
 
-    def _read_ahead(self, inode: int, first: int, last: int, size: int) -> None:
-        """Opens the next chunks, by the block, if this read goes on where the last one ended."""
-        last_of_file = (size - 1) // CHUNK_SIZE
-        if last >= last_of_file or self._nursery is None:
-            return
+    def _read_ahead(self, inode: int, first: int, last: int, refs: dict[int, ChunkRef]) -> None:
+        """Has the system read on if this read goes on where the last one ended."""
         expected = self._read_up_to.get(inode, -1)
         if len(self._read_up_to) >= _TRACKED_READERS:
             self._read_up_to.clear()
         self._read_up_to[inode] = last
-        block = last // AHEAD_CHUNKS
-        goes_on = expected < first <= expected + AHEAD_CHUNKS
-        if not goes_on or (expected >= 0 and block == expected // AHEAD_CHUNKS):
-            return
-        ahead_to = min(last_of_file, (block + 2) * AHEAD_CHUNKS - 1)
-        dirty = self._dirty.of(inode)
-        refs = self._content.extents(inode, last + 1, ahead_to)
-        ahead = [ref for idx, ref in refs.items() if idx not in dirty]
-        if ahead:
-            self._nursery.start_soon(self._reader.load_ahead, ahead)
+        # The kernel sends several reads at once, not always in order.
+        goes_on = expected - _OUT_OF_ORDER <= first <= expected + _OUT_OF_ORDER
+        if goes_on and last in refs and last // _AHEAD_EVERY != expected // _AHEAD_EVERY:
+            self._reader.read_ahead(refs[last])
 
     # -- writing ---------------------------------------------------------------------------
 
-    async def write(self, inode: int, offset: int, data: bytes) -> int:
+    async def write(self, inode: int, offset: int, data: bytes, *, keep_times: bool = False) -> int:
         """Takes over ``data``; it is in memory until the next settle. Returns its length.
 
+        ``keep_times`` is for a kernel that tells the times of its writes by itself.
         Raises OSError: ENOSPC when the disk has no room for it, EFBIG past 2**63 bytes.
         """
         end = offset + len(data)
+        if not data:
+            return 0
         if end > MAX_ID:
             raise OSError(errno.EFBIG, "file too large")
         if self._free_bytes() < len(data) + self._dirty.size_bytes:
@@ -145,7 +136,7 @@ class Files:
             if chunk.is_complete:
                 self._sealing.enqueue(chunk)
             at += len(piece)
-        self._tree.grow(inode, end, self._clock_ns())
+        self._tree.grow(inode, end, None if keep_times else self._clock_ns())
         return len(data)
 
     async def _load_partial(self, inode: int, offset: int, end: int) -> bool:
@@ -212,6 +203,12 @@ class Files:
         self._drop_dirty(inode, first_gone)
         self._content.remove_extents(inode, first_gone)
 
+    def closed(self, inode: int) -> None:
+        """Nobody has the file open any more: what is dirty of it may be sealed soon."""
+        for chunk in self._dirty.of(inode).values():
+            if chunk.unsettled:
+                self._sealing.enqueue(chunk)
+
     def discard(self, inode: int) -> None:
         """Drops all content of an inode that goes."""
         self._drop_dirty(inode)
@@ -230,10 +227,16 @@ class Files:
             chunk.slot = None
 
     async def restore_journal(self) -> None:
-        """Makes the chunks that the journal holds pages of dirty again, after a start."""
+        """Makes the chunks that the journal holds pages of dirty again, after a start.
+
+        Raises why when the sealed bytes below them cannot be had.
+        """
         for slot, inode, idx in self._content.journaled():
             ref = self._content.extents(inode, idx, idx).get(idx)
-            content = b"" if ref is None else (await self._reader.load([ref]))[ref.id]
+            try:
+                content = b"" if ref is None else (await self._reader.load([ref]))[ref.id]
+            except OSError as error:
+                raise error.__cause__ or error from error
             chunk = DirtyChunk(inode, idx, content)
             chunk.overlay(self._content.pages(slot))
             chunk.slot = slot

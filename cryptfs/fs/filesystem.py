@@ -19,7 +19,7 @@ import trio
 
 from cryptfs.fs.files import Files
 from cryptfs.fs.settle import Settler
-from cryptfs.ids import ROOT_INODE, ClockNs
+from cryptfs.ids import DEVICE_SHIFT, ROOT_INODE, ClockNs, first_id
 from cryptfs.store.progress import Progress
 from cryptfs.store.tree import Entry, Inode, Tree
 
@@ -71,6 +71,8 @@ class Filesystem:
         # Removed inodes that the kernel has not forgotten. It may still ask for them (a
         # process stands in a removed directory) and still brings their times.
         self._ghosts: dict[int, Inode] = {}
+        # Inodes that nothing names and somebody has open, as in the table of that name.
+        self._orphans: set[int] = set()
 
     # -- looking ---------------------------------------------------------------------------
 
@@ -87,9 +89,21 @@ class Filesystem:
             raise OSError(errno.ENOENT, "no such inode")
         return inode
 
-    def entries(self, directory: int, after: int = 0) -> Iterator[tuple[int, bytes, Inode]]:
-        """Yields (position, name, inode) from the entry behind position ``after``."""
-        return self._tree.entries(directory, after)
+    def entries(
+        self, directory: int, after: int = 0, *, as_of: int | None = None
+    ) -> Iterator[tuple[int, bytes, Inode]]:
+        """Yields (position, name, inode) from the entry behind position ``after``; without those
+        that were made here since ``now`` returned ``as_of``.
+        """
+        end = first_id(self._progress.device) + (1 << DEVICE_SHIFT)
+        later = range(0) if as_of is None else range(as_of, end)
+        for entry in self._tree.entries(directory, after):
+            if entry[0] not in later:
+                yield entry
+
+    def now(self) -> int:
+        """Returns what tells the entries that are there from those that will be made here."""
+        return self._progress.new_id()
 
     def readlink(self, id: int) -> bytes:
         target = self._tree.target(id)
@@ -163,7 +177,7 @@ class Filesystem:
         self._check_room(ENTRY_BYTES)
         now = self._clock_ns()
         if inode.nlink == 0:
-            self._tree.remove_orphan(id)
+            self._forget_orphan(id)
         self._tree.add_entry(parent, name, id)
         self._tree.change_links(id, +1, now)
         self._tree.touch_directory(parent, now)
@@ -199,6 +213,7 @@ class Filesystem:
         elif inode.id in self._open_counts:
             self._tree.change_links(inode.id, -1, now)
             self._tree.add_orphan(inode.id)
+            self._orphans.add(inode.id)
         else:
             self._remove(inode)
 
@@ -206,6 +221,10 @@ class Filesystem:
         self.files.discard(inode.id)
         self._tree.remove_inode(inode.id)
         self._ghosts[inode.id] = inode._replace(nlink=0)
+
+    def _forget_orphan(self, id: int) -> None:
+        self._tree.remove_orphan(id)
+        self._orphans.discard(id)
 
     def forget(self, ids: Iterable[int]) -> None:
         """The kernel knows these inodes no more."""
@@ -343,6 +362,10 @@ class Filesystem:
     async def setxattr(self, id: int, name: bytes, value: bytes) -> None:
         if not 0 < len(name) <= NAME_MAX:
             raise OSError(errno.ERANGE, "attribute name too long")
+        if name.startswith(b"system."):
+            # Access control lists. Taken as mere bytes they would make cp and tar believe that
+            # the mode was set with them.
+            raise OSError(errno.EOPNOTSUPP, "access control lists are not kept")
         if len(value) > XATTR_VALUE_MAX:
             raise OSError(errno.E2BIG, "attribute too large")
         await self._gate.passage()
@@ -362,10 +385,17 @@ class Filesystem:
 
     # -- open files ------------------------------------------------------------------------
 
-    async def open(self, id: int, *, truncate: bool = False) -> None:
-        """Notes one more user of a file's content; ``release`` ends it."""
+    async def open(self, id: int, *, truncate: bool = False, keep_times: bool = False) -> None:
+        """Notes one more user of a file's content; ``release`` ends it.
+
+        ``keep_times`` is as in ``Files.write``.
+        """
         if truncate:
-            await self.setattr(id, Change(size=0))
+            change = Change(size=0)
+            if keep_times:
+                inode = self.getattr(id)
+                change = Change(size=0, mtime_ns=inode.mtime_ns, ctime_ns=inode.ctime_ns)
+            await self.setattr(id, change)
         self._existing(id)
         self._open_counts[id] = self._open_counts.get(id, 0) + 1
 
@@ -375,15 +405,19 @@ class Filesystem:
         if count:
             self._open_counts[id] = count
             return
+        if id not in self._orphans:
+            del self._open_counts[id]
+            self.files.closed(id)
+            return
         await self._gate.passage()
-        # Somebody may have opened it while we waited at the gate.
-        if self._open_counts[id] > 1:
-            self._open_counts[id] -= 1
+        # Somebody may have opened it, or named it again, while we waited at the gate.
+        self._open_counts[id] -= 1
+        if self._open_counts[id]:
             return
         del self._open_counts[id]
-        inode = self._tree.inode(id)
-        if inode is not None and inode.nlink == 0:
-            self._tree.remove_orphan(id)
+        if id in self._orphans:
+            inode = self._existing(id)
+            self._forget_orphan(id)
             self._remove(inode)
 
     async def write(self, id: int, offset: int, data: bytes) -> int:
@@ -395,7 +429,6 @@ class Filesystem:
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Starts what works in the background."""
-        self.files.start(nursery)
         nursery.start_soon(self.settler.run)
         nursery.start_soon(self.settler.run_checkpoints)
 

@@ -18,7 +18,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Final
+from typing import Final, NoReturn
 
 import trio
 
@@ -47,7 +47,7 @@ margin; measured anew all the time."""
 
 
 class StateLost(CryptfsError):
-    """SQLite rolled back what was not settled: only a new start gives a consistent mount."""
+    """What was not settled cannot be kept: only a new start gives a consistent mount."""
 
 
 class Gate:
@@ -98,25 +98,27 @@ class Settler:
         self._answered = 0
         self._sync_seconds = 0.0
         self._checkpoint_wanted = trio.Event()
-        self._settled_changes = database.connection.total_changes()
+        self._settled_changes = -1  # whatever was done before is settled first
+        self._log_synced = True
 
     @property
     def is_settled(self) -> bool:
         """Whether nothing changed since the last settle."""
-        unsettled = any(chunk.unsettled for chunk in self._dirty)
+        unsettled = any(chunk.unsettled for chunk in self._dirty) or not self._log_synced
         return not unsettled and self._settled_changes == self._database.connection.total_changes()
 
     async def settle(self) -> None:
         """Makes durable everything that was handed over before this call.
 
         Calls that wait together are answered by one settle. Raises OutOfSpace; everything
-        stays as it was and a later call tries again.
+        stays as it was and a later call tries again. Raises StateLost, from then on always.
         """
         self._asked += 1
         mine = self._asked
         async with holding(self._lock):
             if self._answered >= mine:
                 return
+            self._refuse_if_broken()
             covered = self._asked
             if not self.is_settled:
                 await self._preseal()
@@ -129,6 +131,7 @@ class Settler:
         just before the commit: what it writes is part of the picture.
         """
         async with holding(self._lock):
+            self._refuse_if_broken()
             await self._preseal()
             covered = self._asked
             async with self._picture(seal_everything=True):
@@ -137,7 +140,7 @@ class Settler:
 
     async def _preseal(self) -> None:
         """Seals and syncs the bulk while requests still pass, so that the gate closes briefly."""
-        if self._dirty.size_bytes > PRESEAL_BYTES:
+        if self._sealing.queued_bytes > PRESEAL_BYTES:
             async with holding(self._sealing.lock):
                 await self._sealing.seal(self._sealing.take_queue())
         if self._spool.has_unsynced and self._dirty.size_bytes > PRESEAL_BYTES:
@@ -191,8 +194,10 @@ class Settler:
         unsynced = self._spool.take_unsynced()
         try:
             await trio.to_thread.run_sync(self._spool.sync, unsynced)
-        except BaseException:
+        except BaseException as error:
             self._spool.give_back(unsynced)
+            if isinstance(error, OSError):
+                self._break(f"the disk failed ({error.strerror})", error)
             raise
         self._spool.note_synced(unsynced)
 
@@ -201,22 +206,39 @@ class Settler:
             self._database.commit()
         except OutOfSpace as error:
             if self._database.lost:
-                self.gate.broken = StateLost(
-                    "the disk was full and unsettled changes were lost; unmount, make room, "
-                    "and mount again"
-                )
-                raise self.gate.broken from error
+                self._break(str(error), error)
             raise
+        self._log_synced = False
         self._settled_changes = self._database.connection.total_changes()
 
     async def _sync_log(self) -> None:
         started = time.perf_counter()
-        if self._sync_seconds < INLINE_SYNC_SECONDS:
-            self._database.sync_log()
-        else:
-            await trio.to_thread.run_sync(self._database.sync_log)
+        try:
+            if self._sync_seconds < INLINE_SYNC_SECONDS:
+                self._database.sync_log()
+            else:
+                await trio.to_thread.run_sync(self._database.sync_log)
+        except OSError as error:
+            self._break(f"the disk failed ({error.strerror})", error)
+        self._log_synced = True
         took = time.perf_counter() - started
         self._sync_seconds += (took - self._sync_seconds) / 4
+
+    def _refuse_if_broken(self) -> None:
+        if self.gate.broken is not None:
+            raise self.gate.broken
+
+    def _break(self, reason: str, error: Exception) -> NoReturn:
+        """Lets nothing be changed any more, and raises StateLost.
+
+        A transaction that was rolled back cannot be had again. Nor can bytes that a failed sync
+        dropped: the kernel tells of them once, and the next sync succeeds without them.
+        """
+        self.gate.broken = StateLost(
+            f"{reason} and unsettled changes were lost; unmount, see to the disk, and mount again"
+        )
+        self._sealing.stop(self.gate.broken)
+        raise self.gate.broken from error
 
     async def run(self) -> None:
         """Settles every second while something is unsettled, and seals what has rested."""
@@ -239,8 +261,11 @@ class Settler:
         """Keeps the log short, beside everything else."""
         while True:
             await self._checkpoint_wanted.wait()
-            await trio.to_thread.run_sync(self._database.checkpoint)
             self._checkpoint_wanted = trio.Event()
+            try:
+                await trio.to_thread.run_sync(self._database.checkpoint)
+            except OutOfSpace as error:
+                log.warning("the log grows, because it cannot be copied: %s", error)
 
     def _has_rested(self) -> bool:
         limit = trio.current_time() - REST_SECONDS

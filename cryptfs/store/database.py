@@ -42,6 +42,8 @@ _CACHE_KIB: Final = 16 * 1024
 
 _CHECKPOINT_PAGES: Final = 500
 
+_NO_WRITE: Final = (apsw.FullError, apsw.IOError)
+
 
 class StateDamaged(CryptfsError):
     """The local state cannot be read; it can be rebuilt from the remote."""
@@ -65,8 +67,9 @@ class Database:
         self._checkpoint_at = _CHECKPOINT_PAGES
         self._checkpoint_nearly_done = False
         if create:
+            # Log and index take the mode of the file that is there first.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             self.connection = self._connect(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
-            os.chmod(path, 0o600)
             with self.connection:
                 self.connection.execute(schema())
         else:
@@ -100,6 +103,16 @@ class Database:
         except (apsw.NotADBError, apsw.CorruptError, apsw.CantOpenError, apsw.IOError) as error:
             raise StateDamaged(f"the local state {self.path} cannot be opened ({error})") from error
         return connection
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether its maker died before anything was settled: then it holds nothing."""
+        try:
+            if self.value("SELECT count(*) FROM sqlite_schema") == 0:
+                return True
+            return self.row("SELECT 1 FROM progress") is None
+        except apsw.Error:
+            return False  # damage, as ``check_schema`` will say
 
     def check_schema(self) -> None:
         """Raises StateDamaged unless this state was made by a program that we understand."""
@@ -157,13 +170,14 @@ class Database:
         """
         try:
             self.execute("COMMIT")
-        except apsw.FullError as error:
-            raise OutOfSpace(f"no room for the local state {self.path}") from error
+        except _NO_WRITE as error:
+            raise OutOfSpace(f"cannot write the local state {self.path} ({error})") from error
         if self._checkpoint_nearly_done:
             # What the thread below left over is little; done here, between two transactions,
             # it lets the log start over instead of growing.
             self._checkpoint_nearly_done = False
-            self.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            with suppress(*_NO_WRITE):
+                self.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         self._begin()
 
     @property
@@ -182,12 +196,16 @@ class Database:
     def checkpoint(self) -> None:
         """Copies the log into the database while transactions go on.
 
-        Runs in any thread, one call at a time: it has a connection of its own.
+        Runs in any thread, one call at a time: it has a connection of its own. Raises
+        OutOfSpace; what it copies is safe in the log.
         """
         if self._checkpointer is None:
             self._checkpointer = self._connect(apsw.SQLITE_OPEN_READWRITE)
         pages = self._log_pages
-        self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        try:
+            self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except _NO_WRITE as error:
+            raise OutOfSpace(f"cannot write the local state {self.path} ({error})") from error
         self._checkpoint_at = pages + _CHECKPOINT_PAGES
         self._checkpoint_nearly_done = True
 
@@ -210,14 +228,26 @@ class Database:
             with suppress(OSError):
                 os.pwrite(self._log_fd, bytes(_LOG_RESERVED - length), length)
                 os.fdatasync(self._log_fd)
+        self._sync_names()
+
+    def _sync_names(self) -> None:
+        """Makes the names of database and log durable: SQLite leaves that to its own syncs."""
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def close(self) -> None:
-        """Commits, copies the log into the database and closes. Idempotent."""
+        """Takes back what was not committed, copies the log into the database, and closes.
+
+        Committing here would keep sizes of files whose bytes were never settled.
+        """
         if self._log_fd >= 0:
             os.close(self._log_fd)
             self._log_fd = -1
         if self._checkpointer is not None:
             self._checkpointer.close()
         if not self.read_only and not self.lost:
-            self.execute("COMMIT")
+            self.execute("ROLLBACK")
         self.connection.close()

@@ -11,7 +11,9 @@ that a dead process left, so no nonce is used twice, whatever was or was not on 
 | while ending a pack           | filling, perhaps in part        | writes the filling again    |
 | a pack without any known chunk| a file and perhaps a row        | removes both                |
 
-``append`` runs in a worker thread, one call at a time; everything else in the main thread.
+Sealing runs on the event loop: it costs 55 µs a chunk, and in a worker thread three times as
+much, spent waiting for the interpreter's lock after each call that gave it up. Writing and
+syncing wait for a disk, so they run in worker threads, one call at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from cryptfs.crypto.keys import VaultKeys
-from cryptfs.errors import OutOfSpace
+from cryptfs.errors import CryptfsError, OutOfSpace
 from cryptfs.format.names import pack_name
 from cryptfs.format.pack import ChunkPlace, PackWriter
 from cryptfs.format.sizes import padded_size
@@ -31,6 +33,9 @@ from cryptfs.ids import RandomBytes
 
 NAME_SIZE: Final = 16
 SALT_SIZE: Final = 32
+
+_BUFFERS_AT_ONCE: Final = 512
+"""Below the 1024 that one call of pwritev takes."""
 
 
 class Appended(NamedTuple):
@@ -47,12 +52,16 @@ class EndedPack(NamedTuple):
 
 @dataclass(slots=True)
 class _Filling:
-    """The pack that is being filled. Invariant: the file holds ``written`` bytes of it."""
+    """The pack that is being filled. Invariant: the file holds ``written`` bytes of it, and
+    ``waiting`` continues them.
+    """
 
     name: bytes
     fd: int
     writer: PackWriter
     written: int
+    waiting: list[bytes]
+    size: int = 0  # of the object, once the pack is full
 
 
 def spool_file(folder: Path, name: bytes) -> Path:
@@ -67,33 +76,24 @@ class Spool:
         self._random_bytes = random_bytes
         self._filling: _Filling | None = None
         self._unsynced: dict[bytes, int] = {}
+        self._full: list[_Filling] = []
         self._ended: list[EndedPack] = []
 
     # -- filling ---------------------------------------------------------------------------
 
     def append(self, plaintexts: Sequence[bytes | bytearray | memoryview]) -> list[Appended]:
-        """Seals the chunks and writes them behind one another; not durable before ``sync``.
-
-        Raises OutOfSpace when the disk is full. What was written before that is dead bytes in
-        the pack; nothing refers to it.
-        """
+        """Seals the chunks, to lie behind one another; nothing is on the disk before ``write``."""
         appended: list[Appended] = []
-        waiting: list[bytes] = []
         for plaintext in plaintexts:
             filling = self._filling
             if filling is not None and not filling.writer.has_room(len(plaintext)):
-                self._write(filling, waiting)
-                self._end(filling)
+                self.end_filling()
                 filling = None
             if filling is None:
                 filling = self._start()
             place, sealed = filling.writer.append(plaintext)
-            waiting.append(sealed)
+            filling.waiting.append(sealed)
             appended.append(Appended(filling.name, place))
-            if len(waiting) >= 64:
-                self._write(filling, waiting)
-        if self._filling is not None:
-            self._write(self._filling, waiting)
         return appended
 
     def _start(self) -> _Filling:
@@ -107,44 +107,57 @@ class Spool:
             )
         except OSError as error:
             raise _no_room(self.folder, error) from error
-        filling = self._filling = _Filling(name, fd, writer, 0)
-        self._write(filling, [writer.head])
-        return filling
-
-    def _write(self, filling: _Filling, buffers: list[bytes]) -> None:
-        """Writes and empties ``buffers``; on failure the pack is abandoned where it stands."""
-        self._unsynced[filling.name] = filling.fd
-        try:
-            while buffers:
-                batch = buffers[:256]
-                total = sum(map(len, batch))
-                written = os.pwritev(filling.fd, batch, filling.written)
-                if written < total:
-                    # A short write means a full disk: the next call says so.
-                    rest = b"".join(batch)[written:]
-                    filling.written += written
-                    os.pwrite(filling.fd, rest, filling.written)
-                    written = len(rest)
-                filling.written += written
-                del buffers[: len(batch)]
-        except OSError as error:
-            # Positions were taken for bytes that are not there. The pack is ended, with what
-            # rows know of it; chunks that come go to a new one.
-            buffers.clear()
-            self._filling = None
-            self._ended.append(EndedPack(filling.name, 0))
-            raise _no_room(self.folder, error) from error
-
-    def _end(self, filling: _Filling) -> None:
-        size = padded_size(filling.written)
-        self._write(filling, [self._random_bytes(size - filling.written)])
-        self._ended.append(EndedPack(filling.name, size))
-        self._filling = None
+        self._filling = _Filling(name, fd, writer, 0, [writer.head])
+        return self._filling
 
     def end_filling(self) -> None:
         """Ends the pack that is being filled, if any, with random bytes to its full size."""
-        if self._filling is not None:
-            self._end(self._filling)
+        filling = self._filling
+        if filling is not None:
+            filling.size = padded_size(filling.writer.size)
+            filling.waiting.append(self._random_bytes(filling.size - filling.writer.size))
+            self._full.append(filling)
+            self._filling = None
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes ``write`` would write."""
+        packs = [*self._full, self._filling] if self._filling else self._full
+        return sum(len(data) for filling in packs for data in filling.waiting)
+
+    def write(self) -> None:
+        """Writes what was appended; not durable before ``sync``. Fit for a worker thread.
+
+        Raises OutOfSpace when the disk is full. The packs are then abandoned where they stand,
+        because positions were taken for bytes that are not there; chunks that come go to a new
+        one, and what rows know of the old ones stays readable.
+        """
+        try:
+            while self._full:
+                self._write_out(self._full[0])
+                filling = self._full.pop(0)
+                self._ended.append(EndedPack(filling.name, filling.size))
+            if self._filling is not None:
+                self._write_out(self._filling)
+        except OSError as error:
+            abandoned = [*self._full, self._filling] if self._filling else self._full
+            self._ended += [EndedPack(filling.name, 0) for filling in abandoned]
+            self._unsynced |= {filling.name: filling.fd for filling in abandoned}
+            self._full, self._filling = [], None
+            raise _no_room(self.folder, error) from error
+
+    def _write_out(self, filling: _Filling) -> None:
+        while filling.waiting:
+            batch = filling.waiting[:_BUFFERS_AT_ONCE]
+            written = os.pwritev(filling.fd, batch, filling.written)
+            if written < sum(map(len, batch)):
+                # A short write means a full disk: the next call says so.
+                filling.waiting[: len(batch)] = [b"".join(batch)[written:]]
+            else:
+                del filling.waiting[: len(batch)]
+            filling.written += written
+        # Afterwards: a sync that runs beside this one may have come too early for these bytes.
+        self._unsynced[filling.name] = filling.fd
 
     def take_ended(self) -> list[EndedPack]:
         """Returns, once, the packs that ended since the last call; size 0 means abandoned."""
@@ -172,9 +185,9 @@ class Spool:
 
     def note_synced(self, unsynced: dict[bytes, int]) -> None:
         """Closes those of the files that are written no more."""
-        filling = self._filling
+        used = {filling.name for filling in (*self._full, self._filling) if filling is not None}
         for name, fd in unsynced.items():
-            if name not in self._unsynced and (filling is None or filling.name != name):
+            if name not in used and name not in self._unsynced:
                 os.close(fd)
 
     def give_back(self, unsynced: dict[bytes, int]) -> None:
@@ -189,11 +202,21 @@ class Spool:
         """
         path = spool_file(self.folder, name)
         size = padded_size(end)
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise CryptfsError(
+                f"{path} is gone, and with it bytes that were not published yet; put it back, or "
+                f"move {self.folder.parent} away to go on without them"
+            ) from error
         try:
             os.ftruncate(fd, end)
-            os.pwrite(fd, self._random_bytes(size - end), end)
+            filling = self._random_bytes(size - end)
+            while filling:
+                filling = filling[os.pwrite(fd, filling, size - len(filling)) :]
             os.fdatasync(fd)
+        except OSError as error:
+            raise _no_room(self.folder, error) from error
         finally:
             os.close(fd)
         return size
@@ -210,9 +233,10 @@ class Spool:
     def close(self) -> None:
         for fd in self._unsynced.values():
             os.close(fd)
-        if self._filling is not None and self._filling.name not in self._unsynced:
-            os.close(self._filling.fd)
-        self._unsynced, self._filling = {}, None
+        for filling in [*self._full, self._filling] if self._filling else self._full:
+            if filling.name not in self._unsynced:
+                os.close(filling.fd)
+        self._unsynced, self._filling, self._full = {}, None, []
 
 
 def _sync_folder(folder: Path) -> None:

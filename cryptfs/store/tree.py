@@ -72,11 +72,11 @@ class Tree:
             (*inode[1:], self._progress.open_epoch, inode[0]),
         )
 
-    def grow(self, id: int, end: int, now_ns: int) -> None:
-        """Notes a write that reached byte ``end``."""
+    def grow(self, id: int, end: int, now_ns: int | None) -> None:
+        """Notes a write that reached byte ``end``; without a time, the times stay."""
         self._execute(
-            "UPDATE inode SET size = max(size, ?), mtime_ns = ?, ctime_ns = ?, since = ? "
-            "WHERE id = ?",
+            "UPDATE inode SET size = max(size, ?), mtime_ns = coalesce(?, mtime_ns), "
+            "ctime_ns = coalesce(?, ctime_ns), since = ? WHERE id = ?",
             (end, now_ns, now_ns, self._progress.open_epoch, id),
         )
 

@@ -24,7 +24,7 @@ import trio
 
 from cryptfs.concurrency import open_nursery
 from cryptfs.crypto.keys import VaultKeys
-from cryptfs.errors import EpochTaken, ObjectExists
+from cryptfs.errors import EpochTaken, ObjectExists, OutOfSpace
 from cryptfs.format.metadata import (
     Envelope,
     PartRef,
@@ -101,24 +101,26 @@ class Publisher:
         self.under_way: Upload | None = None
 
     async def publish(self, on_progress: Callable[[Upload], None] | None = None) -> int:
-        """Publishes everything settled and unsettled; returns the newest epoch.
+        """Publishes everything that was handed over before this call; returns the newest epoch.
 
         Raises EpochTaken when another device was first (everything here is kept),
         VaultUnreachable, OutOfSpace, LoginNeeded: a later call goes on where this one ended.
         """
         async with self._lock:
             try:
-                while publication := await self._next_publication():
-                    await self._send(publication, on_progress)
+                waiting = self._progress.publication()
+                if waiting is not None:
+                    await self._send(waiting, on_progress)
+                # Once, and not until nothing is left: on a busy mount that may be never.
+                closed = await self._close_epoch()
+                if closed is not None:
+                    await self._send(closed, on_progress)
             finally:
                 self.under_way = None
             return self._progress.published_epoch
 
-    async def _next_publication(self) -> Publication | None:
-        """Returns the closed epoch that waits, or closes the open one if it holds anything."""
-        publication = self._progress.publication()
-        if publication is not None:
-            return publication
+    async def _close_epoch(self) -> Publication | None:
+        """Closes the open epoch if it holds anything, with all that is handed over by now."""
         if not self._progress.has_changes():
             return None
 
@@ -136,6 +138,9 @@ class Publisher:
             raise self._taken(publication.epoch)
         if publication.digest is None:
             publication = await self._build(publication)
+        # Also when it was built before: its note may not have been settled then. Built anew
+        # after a death it would have other bytes, and our own epoch would stand in our way.
+        await self._settler.settle()
         packs = self._packs_of(publication.epoch)
         objects = [self._stored(pack.name, pack.size) for pack in packs]
         parts = self._progress.parts()
@@ -180,7 +185,7 @@ class Publisher:
     # -- building --------------------------------------------------------------------------
 
     async def _build(self, publication: Publication) -> Publication:
-        """Writes the commit's objects into the spool and notes them."""
+        """Writes the commit's objects into the spool and notes them; the caller settles."""
         epoch = publication.epoch
         envelope = self._envelope(publication, self._progress.published_digest)
         commit, parts = await trio.to_thread.run_sync(self._build_commit, epoch, envelope)
@@ -189,7 +194,6 @@ class Publisher:
         self._progress.note_built(
             epoch, digest, [(part.name, part.sha256, part.size) for part in parts]
         )
-        await self._settler.settle()
         return Publication(epoch, publication.time_ns, digest, refused=False)
 
     def _build_commit(self, epoch: int, envelope: Envelope) -> tuple[bytes, list[PartRef]]:
@@ -295,11 +299,14 @@ class Publisher:
 
 
 def _write_durably(path: Path, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise OutOfSpace(f"cannot write to {path.parent}: {error.strerror}") from error

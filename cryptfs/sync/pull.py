@@ -70,6 +70,8 @@ class Puller:
             await self._refuse_rollback(head, seen)
         if head <= seen:
             return Pulled(head, 0)
+        if await self._is_ours(head):
+            return Pulled(head, 0)
         if self._progress.publication() is not None or (seen and self._progress.has_changes()):
             return Pulled(head, 0, diverged=True)
         start = seen
@@ -100,6 +102,13 @@ class Puller:
                 f"epoch {seen} is another one than this device has seen (the newest there is "
                 f"epoch {head}); somebody replaced the history of the vault. Nothing was changed"
             )
+
+    async def _is_ours(self, head: int) -> bool:
+        """Whether the remote's head is the epoch that we publish: we died before noting it."""
+        publication = self._progress.publication()
+        if publication is None or publication.epoch != head or publication.digest is None:
+            return False
+        return object_digest(await self._remote.get(commit_name(head))) == publication.digest
 
     async def _epochs(self, prefix: str) -> list[int]:
         names = [parse_name(info.name) for info in await self._remote.list(prefix)]

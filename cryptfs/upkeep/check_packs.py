@@ -126,7 +126,8 @@ class PackCheck:
         async def work(packs: trio.MemoryReceiveChannel[_Pack]) -> None:
             async with packs:
                 async for pack in packs:
-                    self._done += await self._open_pack(pack)
+                    opened = await self._open_pack(pack)
+                    self._done += opened
                     if on_bytes is not None:
                         on_bytes(self._done, total)
 

@@ -29,7 +29,15 @@ _TIME_STEPS_NS: Final = (1, 100, 1000, 10_000_000, 1_000_000_000, 2_000_000_000)
 """What filesystems keep of a time: ext4, NTFS, some network shares, exFAT, HFS+, FAT."""
 
 _CANNOT_HOLD: Final = frozenset(
-    {errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EINVAL, errno.E2BIG, errno.ERANGE}
+    {
+        errno.EOPNOTSUPP,
+        errno.EPERM,
+        errno.EACCES,
+        errno.EINVAL,
+        errno.E2BIG,
+        errno.ERANGE,
+        errno.ENOSPC,  # ext4, for what does not fit in 4 KiB; a full disk says so again
+    }
 )
 """Answers to setxattr that mean: not here, or not for this user."""
 

@@ -258,7 +258,8 @@ class _Restore:
         attributes = self._attributes(inode) if way or not self._has_strangers() else None
         finish = self._destination.finish_folder
         try:
-            self._tally.lost_xattrs += await trio.to_thread.run_sync(finish, way, attributes)
+            lost = await trio.to_thread.run_sync(finish, way, attributes)
+            self._tally.lost_xattrs += lost
             self._tally.folders += 1
         except OSError as error:
             self._fail(way, error)
@@ -342,9 +343,10 @@ class _Restore:
         self, file: NewFile, way: Way, pieces: Pieces | None, attributes: Attributes
     ) -> None:
         last = [] if pieces is None else pieces.pieces
-        self._tally.lost_xattrs += await trio.to_thread.run_sync(
+        lost = await trio.to_thread.run_sync(
             self._destination.finish, file, way, last, attributes
         )
+        self._tally.lost_xattrs += lost  # not in one line with await: others count meanwhile
         self._advance(0 if pieces is None else _length(pieces))
 
     def _temporary_name(self, way: Way, inode: Inode) -> bytes:

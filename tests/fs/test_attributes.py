@@ -102,7 +102,7 @@ async def test_xattrs_come_and_go(device: Device) -> None:
             (b"user.empty", b""),
             (b"user.any \xff bytes", b"\0\xff"),
             (b"security.capability", noise(20)),
-            (b"system.posix_acl_access", noise(44)),
+            (b"trusted.overlay", noise(44)),
             (b"x" * 255, noise(XATTR_VALUE_MAX)),
         ):
             before = vault.fs.getattr(inode)
@@ -141,6 +141,14 @@ async def test_xattrs_that_are_not_there(device: Device) -> None:
             vault.fs.getxattr(inode, b"user.a")
         with refused(errno.ENODATA):
             await vault.fs.removexattr(inode, b"user.a")
+
+
+async def test_access_control_lists_are_refused_not_kept_unread(device: Device) -> None:
+    async with device.opened() as vault:
+        inode = await make_file(vault, b"file")
+        with refused(errno.EOPNOTSUPP):
+            await vault.fs.setxattr(inode, b"system.posix_acl_access", noise(44))
+        assert vault.fs.listxattr(inode) == []
 
 
 async def test_xattrs_that_are_too_large(device: Device) -> None:

@@ -444,6 +444,16 @@ def test_extended_attributes(folder: Path, namespace: str, what: str) -> None:
     expect(errno.ENODATA, lambda: os.removexattr(path, two))
 
 
+@pytest.mark.parametrize("name", ["system.posix_acl_access", "system.posix_acl_default"])
+def test_access_control_lists_are_refused(folder: Path, name: str) -> None:
+    """Taken as mere attributes, they would make ``cp -a`` believe that it had set the mode."""
+    (folder / "dir").mkdir(mode=0o700)
+    plain = bytes.fromhex("02000000 01000700ffffffff 04000500ffffffff 20000500ffffffff")
+    expect(errno.EOPNOTSUPP, lambda: os.setxattr(folder / "dir", name, plain))
+    assert os.listxattr(folder / "dir") == []
+    assert stat.S_IMODE((folder / "dir").stat().st_mode) == 0o700
+
+
 def test_extended_attributes_go_with_the_file(folder: Path) -> None:
     path = folder / "file"
     path.touch()
