@@ -299,9 +299,7 @@ async def remove_slot(remote: Remote, unlocked: Unlocked, slot_id: int) -> None:
     await _publish_slots(remote, unlocked, tuple(slot for slot in slots if slot.slot_id != slot_id))
 
 
-def keep_local_slots(
-    state_root: Path, unlocked: Unlocked, slots: tuple[PasswordSlot, ...]
-) -> None:
+def keep_local_slots(state_root: Path, unlocked: Unlocked, slots: tuple[PasswordSlot, ...]) -> None:
     """Keeps password slots on this device, in place of those that were kept before."""
     header = Header(vault_id=unlocked.keys.vault_id, sequence=1, slots=slots)
     state = StateFolder(state_root, unlocked.keys.vault_id)

@@ -343,9 +343,7 @@ class _Restore:
         self, file: NewFile, way: Way, pieces: Pieces | None, attributes: Attributes
     ) -> None:
         last = [] if pieces is None else pieces.pieces
-        lost = await trio.to_thread.run_sync(
-            self._destination.finish, file, way, last, attributes
-        )
+        lost = await trio.to_thread.run_sync(self._destination.finish, file, way, last, attributes)
         self._tally.lost_xattrs += lost  # not in one line with await: others count meanwhile
         self._advance(0 if pieces is None else _length(pieces))
 

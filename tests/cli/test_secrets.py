@@ -187,7 +187,12 @@ def test_secrets_are_in_no_argument_environment_or_file(machine: Machine) -> Non
         if path.is_file():
             found += path.read_bytes()
     digits = KEY.digits
-    for secret in (PASSWORD.encode(), digits, LINES[1].encode(), LINES[1].replace(" ", "").encode()):
+    for secret in (
+        PASSWORD.encode(),
+        digits,
+        LINES[1].encode(),
+        LINES[1].replace(" ", "").encode(),
+    ):
         assert secret not in found
     assert PASSWORD not in said.out + said.err
 
@@ -245,9 +250,7 @@ def test_the_life_of_a_password(machine: Machine) -> None:
     assert machine.do("key", "show", "--key-file", key, machine.vault).out.split("\n")[:4] == [
         *LINES
     ]
-    machine.do(
-        "key", "add-password", "--key-file", key, "--new-password-file", new, machine.vault
-    )
+    machine.do("key", "add-password", "--key-file", key, "--new-password-file", new, machine.vault)
     machine.do("log", "--password-file", new, machine.vault)
 
 
@@ -299,14 +302,10 @@ def test_changes_that_are_refused(
 def test_the_password_that_is_meant_must_be_told(machine: Machine) -> None:
     new = machine.secret("new", OTHER_PASSWORD)
     key = machine.secret("k", "\n".join(LINES))
-    machine.do(
-        "key", "add-password", "--key-file", key, "--new-password-file", new, machine.vault
-    )
+    machine.do("key", "add-password", "--key-file", key, "--new-password-file", new, machine.vault)
     change = ("key", "change-password", "--key-file", key, "--new-password-file", new)
     said = machine.run(*change, machine.vault)
     assert said.code == 2
     assert "2 passwords" in said.err
     machine.do(*change, "--id", "1", machine.vault)
     assert machine.run("log", *machine.password, machine.vault).code == 3
-
-

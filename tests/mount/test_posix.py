@@ -512,9 +512,7 @@ def test_exchanging_names(folder: Path) -> None:
     assert folder.stat().st_nlink == 4
     expect(errno.ENOENT, lambda: renameat2(folder / "file", folder / "nothing", EXCHANGE))
     expect(errno.EINVAL, lambda: renameat2(folder / "one", folder / "one/dir", EXCHANGE))
-    expect(
-        errno.EINVAL, lambda: renameat2(folder / "one", folder / "two", EXCHANGE | NOREPLACE)
-    )
+    expect(errno.EINVAL, lambda: renameat2(folder / "one", folder / "two", EXCHANGE | NOREPLACE))
     expect(errno.EINVAL, lambda: renameat2(folder / "one", folder / "two", WHITEOUT))
 
 
@@ -557,9 +555,7 @@ def test_an_unlinked_file_lives_while_it_is_open(folder: Path) -> None:
     assert (folder / "file").read_text() == "another one"
 
 
-def test_an_unlinked_file_is_forgotten_when_it_is_closed(
-    shared_mount: Mount, folder: Path
-) -> None:
+def test_an_unlinked_file_is_forgotten_when_it_is_closed(shared_mount: Mount, folder: Path) -> None:
     before = shared_mount.ask(do="status")
     with (folder / "file").open("wb") as file:
         file.write(os.urandom(1000))

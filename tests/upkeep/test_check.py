@@ -47,7 +47,9 @@ async def test_progress_ends_at_the_total(full: Device) -> None:
     told: list[tuple[int, int]] = []
     listed = await full.remote().list("")
     async with viewing(full) as view:
-        await check(view, listed, data=True, on_bytes=lambda done, total: told.append((done, total)))
+        await check(
+            view, listed, data=True, on_bytes=lambda done, total: told.append((done, total))
+        )
     assert told[-1][0] == told[-1][1] > 0
 
 

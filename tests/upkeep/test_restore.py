@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from cryptfs.errors import CryptfsError, OutOfSpace, UsageError, VaultBusy, VaultUnreachable
 from cryptfs.fs.reader import ChunkReader
