@@ -41,6 +41,9 @@ JOURNAL_PAGES: Final = 8
 """Up to so many changed pages of a chunk go to the journal; more are worth a sealed chunk."""
 
 PRESEAL_BYTES: Final = 4 << 20
+PRESYNCS: Final = 3
+"""While one sync runs, a stream of writes fills the spool again, each time with less."""
+
 INLINE_SYNC_SECONDS: Final = 0.0005
 """A sync shorter than this costs less than the hop to a thread and back (0.15 ms), with a
 margin; measured anew all the time."""
@@ -143,7 +146,9 @@ class Settler:
         if self._sealing.queued_bytes > PRESEAL_BYTES:
             async with holding(self._sealing.lock):
                 await self._sealing.seal(self._sealing.take_queue())
-        if self._spool.has_unsynced and self._dirty.size_bytes > PRESEAL_BYTES:
+        for _ in range(PRESYNCS):
+            if self._spool.unsynced_bytes <= PRESEAL_BYTES:
+                break
             await self._sync_spool()
 
     @asynccontextmanager

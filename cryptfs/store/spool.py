@@ -76,6 +76,8 @@ class Spool:
         self._random_bytes = random_bytes
         self._filling: _Filling | None = None
         self._unsynced: dict[bytes, int] = {}
+        self.unsynced_bytes = 0
+        """About how much the next sync has to bring to the disk."""
         self._full: list[_Filling] = []
         self._ended: list[EndedPack] = []
 
@@ -156,6 +158,7 @@ class Spool:
             else:
                 del filling.waiting[: len(batch)]
             filling.written += written
+            self.unsynced_bytes += written
         # Afterwards: a sync that runs beside this one may have come too early for these bytes.
         self._unsynced[filling.name] = filling.fd
 
@@ -175,6 +178,7 @@ class Spool:
         and then to ``note_synced``, or to ``give_back`` if it failed.
         """
         unsynced, self._unsynced = self._unsynced, {}
+        self.unsynced_bytes = 0
         return unsynced
 
     def sync(self, unsynced: dict[bytes, int]) -> None:
