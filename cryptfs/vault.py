@@ -15,7 +15,7 @@ import trio
 
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.recovery_key import RecoveryKey
-from cryptfs.errors import UsageError, VaultBusy, VaultUnreachable
+from cryptfs.errors import RollbackError, UsageError, VaultBusy, VaultUnreachable
 from cryptfs.format.header import Header, encode_header
 from cryptfs.format.names import header_name, parse_name
 from cryptfs.fs.dirty import DirtyChunks
@@ -208,16 +208,31 @@ async def open_vault(
     *,
     mountpoint: str = "",
     accept_rollback: bool = False,
+    only_look: bool = False,
 ) -> Vault:
     """Opens this device's state of the vault, making or rebuilding it, and pulls.
 
+    ``accept_rollback`` goes on from a remote that went back: this device begins anew from it,
+    because going on from the newer state would leave the other devices a gap; what was here is
+    moved aside. ``only_look`` shows what is here and does not compare.
     Raises VaultBusy, RollbackError, VaultUnreachable (only when nothing is here yet).
     """
     state = StateFolder(around.state_root, unlocked.keys.vault_id)
     state.make()
     state.lock(mountpoint)
     try:
-        return await _open_locked(remote, unlocked, around, state, accept_rollback)
+        try:
+            return await _open_locked(remote, unlocked, around, state, only_look=only_look)
+        except RollbackError as error:
+            if not accept_rollback:
+                raise
+            aside = state.move_damaged_aside()
+            vault = await _open_locked(remote, unlocked, around, state)
+            vault.notices.append(
+                f"going on from epoch {vault.view.progress.published_epoch} as you asked "
+                f"({error}); what this device had is kept in {aside}"
+            )
+            return vault
     except BaseException:
         state.unlock()
         raise
@@ -228,7 +243,8 @@ async def _open_locked(
     unlocked: Unlocked,
     around: Surroundings,
     state: StateFolder,
-    accept_rollback: bool,
+    *,
+    only_look: bool = False,
 ) -> Vault:
     keys = unlocked.keys
     if unlocked.header is not None:
@@ -239,7 +255,7 @@ async def _open_locked(
         spool = Spool(state.spool, keys, around.random_bytes)
         vault = Vault(_view(remote, keys, state, database), spool, around, notices)
         await vault.recover()
-        await vault.pull(accept_rollback=accept_rollback)
+        await vault.pull(accept_rollback=only_look)
         progress = vault.view.progress
         while is_new and progress.is_known_device(progress.device):
             progress.set_device(_device_number(around.random_bytes))
@@ -291,11 +307,11 @@ def _device_number(random_bytes: RandomBytes) -> int:
 
 @asynccontextmanager
 async def open_view(
-    remote: Remote, unlocked: Unlocked, around: Surroundings, *, accept_rollback: bool = False
+    remote: Remote, unlocked: Unlocked, around: Surroundings, *, only_look: bool = False
 ) -> AsyncIterator[tuple[View, list[str]]]:
     """Opens the vault for reading: the newest state, or while it is mounted the settled one."""
     try:
-        vault = await open_vault(remote, unlocked, around, accept_rollback=accept_rollback)
+        vault = await open_vault(remote, unlocked, around, only_look=only_look)
     except VaultBusy:
         state = StateFolder(around.state_root, unlocked.keys.vault_id)
         holder = state.holder()

@@ -51,7 +51,7 @@ async def _check(place: str, secret: SecretSource, data: bool) -> list[Finding]:
         unlocked = await open_with(remote, secret, around.state_root)
         listed = await remote.list("")
         # A vault that went back is looked into all the same: that it did is a finding.
-        async with open_view(remote, unlocked, around, accept_rollback=True) as (view, notices):
+        async with open_view(remote, unlocked, around, only_look=True) as (view, notices):
             for notice in notices:
                 warn(notice)
             with progress_bar("Checking") as on_bytes:

@@ -84,5 +84,5 @@ async def viewing(device: Device) -> AsyncIterator[View]:
     """The vault as ``restore`` and ``check`` see it."""
     unlocked = Unlocked(KEY, KEYS, None)
     around = device.surroundings()
-    async with open_view(device.remote(), unlocked, around, accept_rollback=True) as (view, _):
+    async with open_view(device.remote(), unlocked, around, only_look=True) as (view, _):
         yield view
