@@ -243,7 +243,7 @@ async def test_a_remote_that_went_back_is_refused(device: Device, tmp_path: Path
         names = {b"/" + name for _, name, _ in vault.fs.entries(ROOT_INODE)}
         assert names == older[3].keys() - {b""}, "it goes on from what is there"
         assert any("kept in" in notice for notice in vault.notices)
-    assert list(device.state.path.glob("damaged-*/state.db")), "and nothing is thrown away"
+    assert list(device.state.glob("damaged-*/state.db")), "and nothing is thrown away"
 
 
 async def test_after_an_accepted_rollback_others_can_follow(device: Device, tmp_path: Path) -> None:
