@@ -20,6 +20,8 @@ def require_strength(password: str, place: str) -> None:
 
     ``place`` is the vault's URL: its words are the first that somebody would try.
     """
+    if not password:
+        raise CryptfsError("the password is empty; choose one that is hard to guess")
     # 80 ms, and only those who choose a password need it
     from zxcvbn import zxcvbn  # type: ignore[import-untyped]
 

@@ -116,6 +116,17 @@ class Content:
         assert row is not None
         return int(row[0])
 
+    def places(self, pack: int) -> list[ChunkPlace]:
+        """Returns where the known chunks of a pack lie, in order."""
+        return [
+            ChunkPlace._make(row)
+            for row in self._execute(
+                "SELECT piece, offset, stored, plain, codec FROM chunk WHERE pack = ? "
+                "ORDER BY piece",
+                (pack,),
+            )
+        ]
+
     def pack_end(self, id: int) -> int:
         """Returns where the last known chunk of the pack ends; 0 when it holds none."""
         row = self._execute(

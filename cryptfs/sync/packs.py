@@ -19,6 +19,7 @@ from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.seal import ObjectOpener
 from cryptfs.errors import IntegrityError, ObjectNotFound
 from cryptfs.format.names import pack_name
+from cryptfs.format.pack import open_chunk
 from cryptfs.fs.reader import OpenPack
 from cryptfs.ids import ObjectKind
 from cryptfs.remote.base import Remote
@@ -65,7 +66,9 @@ class Packs:
     async def fetch(self, pack: int) -> OpenPack:
         """Downloads the pack into the cache and opens it.
 
-        Raises VaultUnreachable, ObjectNotFound, IntegrityError.
+        What arrives is kept only if a chunk in it opens: an error page that comes in place of
+        the pack is asked for once more and then refused. Where some chunks are damaged, the
+        others can be read. Raises VaultUnreachable, ObjectNotFound, IntegrityError.
         """
         lock = self._fetching.setdefault(pack, trio.Lock())
         async with lock:
@@ -77,12 +80,28 @@ class Packs:
                 raise ObjectNotFound(f"no pack {pack} is known")
             name = pack_name(row[0])
             data = await self._remote.get(name)
+            if not self._holds_a_chunk(pack, name, data):
+                data = await self._remote.get(name)
+                if not self._holds_a_chunk(pack, name, data):
+                    raise IntegrityError(f"what the vault sends for {name} is not that pack")
             path = self._cache / name.rpartition("/")[2]
             new = path.with_name(path.name + ".new")
             await trio.Path(new).write_bytes(data)
             os.replace(new, path)
         self._fetching.pop(pack, None)
         return self._keep(pack, os.open(path, os.O_RDONLY | os.O_CLOEXEC), name)
+
+    def _holds_a_chunk(self, pack: int, name: str, data: bytes) -> bool:
+        if len(data) <= SALT_SIZE:
+            return False
+        opener = ObjectOpener(self._keys, ObjectKind.PACK, name, data[:SALT_SIZE])
+        for place in self._content.places(pack):
+            try:
+                open_chunk(opener, place, data[place.offset : place.offset + place.stored])
+            except IntegrityError:
+                continue
+            return True
+        return False
 
     def _keep(self, pack: int, fd: int, name: str) -> OpenPack:
         try:

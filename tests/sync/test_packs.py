@@ -102,9 +102,6 @@ async def test_a_line_that_is_down_gives_an_error_and_later_the_bytes(
         assert await read_file(vault, b"file") == data
 
 
-@pytest.mark.xfail(
-    reason="what came over the line is kept unseen, and never fetched again", raises=OSError
-)
 async def test_an_error_page_instead_of_a_pack_is_not_kept(device: Device, tmp_path: Path) -> None:
     data = noise(1000)
     await publish_file(device, b"file", data)
