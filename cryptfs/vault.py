@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,7 @@ import trio
 
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.recovery_key import RecoveryKey
-from cryptfs.errors import RollbackError, UsageError, VaultBusy, VaultUnreachable
+from cryptfs.errors import OutOfSpace, RollbackError, UsageError, VaultBusy, VaultUnreachable
 from cryptfs.format.header import Header, encode_header
 from cryptfs.format.names import header_name, parse_name
 from cryptfs.fs.dirty import DirtyChunks
@@ -125,6 +125,7 @@ class Vault:
         self.dirty = DirtyChunks()
         open_counts: dict[int, int] = {}
         self._spool = spool
+        spool.on_removed = view.packs.left_spool
         self._sealing = Sealing(view.content, view.progress, spool, self.dirty, view.keys)
         self.settler = Settler(
             view.database, view.progress, view.content, spool, self.dirty, self._sealing,
@@ -147,7 +148,10 @@ class Vault:
 
     async def recover(self) -> None:
         """Ends what a dead process left: its packs, its journal, its unlinked files."""
-        self._sealing.end_packs()
+        # A full disk is no reason not to start: reading and deleting must go on. What stays open
+        # here is ended by the next publication.
+        with suppress(OutOfSpace):
+            self._sealing.end_packs()
         publication = self.view.progress.publication()
         known = set(self._known_files())
         if publication is not None and publication.digest is not None:

@@ -113,6 +113,7 @@ class Files:
         if end > MAX_ID:
             raise OSError(errno.EFBIG, "file too large")
         if self._free_bytes() < len(data) + self._dirty.size_bytes:
+            self._sealing.wants_room = True
             raise OSError(errno.ENOSPC, "no room for more")
         view = memoryview(data)
         while True:

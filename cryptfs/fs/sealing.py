@@ -55,6 +55,9 @@ class Sealing:
         self._wake = trio.Event()
         self._room = trio.Event()
         self._full: OutOfSpace | None = None
+        self.wants_room = False
+        """Set once somebody was refused for want of room: from then on settles drop dead packs."""
+        self._dead: list[bytes] = []
         self._stopped: CryptfsError | None = None
         self._pack_ids: dict[bytes, int] = {}  # packs that this process fills or filled
         self.lock = trio.Lock()
@@ -177,6 +180,7 @@ class Sealing:
                 appended = placed
             except OutOfSpace as error:
                 self._full = error
+                self.wants_room = True
                 self._room.set()
                 raise
             finally:
@@ -232,6 +236,22 @@ class Sealing:
             else:
                 self._content.forget_pack(pack.id)
                 self._spool.remove(pack.name)
+
+    def forget_dead_packs(self) -> None:
+        """Takes packs whose every file is gone, and that were never published, out of the rows.
+
+        Runs with ``lock`` held: a chunk that is just being placed is needed. The pack's file has
+        to outlive the commit, for until then the rows on the disk lead to it.
+        """
+        for pack in self._content.dead_packs():
+            if pack.name not in self._pack_ids:  # else it is filling
+                self._content.forget_pack(pack.id)
+                self._dead.append(pack.name)
+
+    def remove_dead_packs(self) -> None:
+        """Gives back the room of the packs that are forgotten. Runs after the commit is durable."""
+        while self._dead:
+            self._spool.remove(self._dead.pop())
 
     def _place(
         self,

@@ -164,10 +164,13 @@ class Settler:
                     self._journal()
                 if self._spool.has_unsynced:
                     await self._sync_spool()
+                if self._sealing.wants_room:
+                    self._sealing.forget_dead_packs()
                 yield
                 self._progress.save()
                 self._commit()
         await self._sync_log()
+        self._sealing.remove_dead_packs()
         if self._database.checkpoint_due():
             self._checkpoint_wanted.set()
 

@@ -96,8 +96,25 @@ class Content:
             (size, self._progress.open_epoch, id),
         )
 
+    def dead_packs(self) -> list[SpooledPack]:
+        """Returns the packs begun in the open epoch from which no file needs a chunk any more.
+
+        Only extents of the open epoch can lead to their chunks: no past, and no other device.
+        """
+        epoch = self._progress.open_epoch
+        return [
+            SpooledPack._make(row)
+            for row in self._execute(
+                "SELECT id, name, size, since FROM pack JOIN spooled ON pack = id "
+                "WHERE since = ? AND id NOT IN (SELECT chunk.pack FROM extent "
+                "JOIN chunk ON chunk.id = extent.chunk WHERE extent.since = ?)",
+                (epoch, epoch),
+            )
+        ]
+
     def forget_pack(self, id: int) -> None:
-        """Removes a pack that holds no chunk anyone knows."""
+        """Removes a pack, and chunks that no file needs."""
+        self._execute("DELETE FROM chunk WHERE pack = ?", (id,))
         self._execute("DELETE FROM pack WHERE id = ?", (id,))
         self._execute("DELETE FROM spooled WHERE pack = ?", (id,))
 

@@ -42,6 +42,22 @@ _CACHE_KIB: Final = 16 * 1024
 
 _CHECKPOINT_PAGES: Final = 500
 
+_LEAST_ROOM: Final = 64 << 10
+"""With less on the disk SQLite's index of the log cannot be made."""
+
+_DAMAGE: Final = frozenset(
+    {
+        apsw.SQLITE_IOERR_READ,
+        apsw.SQLITE_IOERR_SHORT_READ,
+        apsw.SQLITE_IOERR_DATA,
+        apsw.SQLITE_IOERR_CODEC,
+        apsw.SQLITE_IOERR_CORRUPTFS,
+    }
+)
+"""Bytes that cannot be read. Other I/O errors come of a full disk or of permissions, and a
+state moved aside for them would take unpublished changes with it.
+"""
+
 _NO_WRITE: Final = (apsw.FullError, apsw.IOError)
 
 
@@ -70,8 +86,12 @@ class Database:
             # Log and index take the mode of the file that is there first.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             self.connection = self._connect(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
-            with self.connection:
-                self.connection.execute(schema())
+            try:
+                with self.connection:
+                    self.connection.execute(schema())
+            except apsw.Error as error:
+                self.connection.close()
+                raise self._cannot_open(error) from error
         else:
             flags = apsw.SQLITE_OPEN_READONLY if read_only else apsw.SQLITE_OPEN_READWRITE
             self.connection = self._connect(flags)
@@ -100,9 +120,22 @@ class Database:
             connection.pragma("cache_size", -_CACHE_KIB)
             for _ in connection.execute("SELECT count(*) FROM sqlite_schema"):
                 pass
-        except (apsw.NotADBError, apsw.CorruptError, apsw.CantOpenError, apsw.IOError) as error:
-            raise StateDamaged(f"the local state {self.path} cannot be opened ({error})") from error
+        except apsw.Error as error:
+            raise self._cannot_open(error) from error
         return connection
+
+    def _cannot_open(self, error: apsw.Error) -> CryptfsError:
+        """Tells damage, which is moved aside, from a disk or a process that cannot just now."""
+        if (
+            isinstance(error, (apsw.NotADBError, apsw.CorruptError))
+            or getattr(error, "extendedresult", 0) in _DAMAGE
+            or not self.path.exists()
+        ):
+            return StateDamaged(f"the local state {self.path} cannot be opened ({error})")
+        disk = os.statvfs(self.path.parent)
+        if isinstance(error, apsw.FullError) or disk.f_bavail * disk.f_frsize < _LEAST_ROOM:
+            return OutOfSpace(f"no room for the local state {self.path}")
+        return CryptfsError(f"the local state {self.path} cannot be opened ({error})")
 
     @property
     def is_unfinished(self) -> bool:

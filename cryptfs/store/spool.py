@@ -78,6 +78,7 @@ class Spool:
         self._unsynced: dict[bytes, int] = {}
         self.unsynced_bytes = 0
         """About how much the next sync has to bring to the disk."""
+        self.on_removed: Callable[[bytes], None] = lambda name: None
         self._full: list[_Filling] = []
         self._ended: list[EndedPack] = []
 
@@ -233,6 +234,7 @@ class Spool:
 
     def remove(self, name: bytes) -> None:
         spool_file(self.folder, name).unlink(missing_ok=True)
+        self.on_removed(name)
 
     def close(self) -> None:
         for fd in self._unsynced.values():

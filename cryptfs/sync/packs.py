@@ -39,6 +39,7 @@ class Packs:
         self._spool = spool
         self._cache = cache
         self._open: OrderedDict[int, OpenPack] = OrderedDict()
+        self._open_in_spool: dict[bytes, int] = {}
         self._fetching: dict[int, trio.Lock] = {}
 
     def local(self, pack: int) -> OpenPack | None:
@@ -60,8 +61,16 @@ class Packs:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:  # not there, or not for us: perhaps the next place has it
                 continue
+            if path is candidates[0]:
+                self._open_in_spool[row[0]] = pack
             return self._keep(pack, fd, name)
         return None
+
+    def left_spool(self, name: bytes) -> None:
+        """Closes a pack whose file is gone from the spool: open, it would keep its room."""
+        pack = self._open_in_spool.pop(name, None)
+        if pack is not None:
+            self._open.pop(pack, None)
 
     async def fetch(self, pack: int) -> OpenPack:
         """Downloads the pack into the cache and opens it.

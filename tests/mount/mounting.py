@@ -5,6 +5,7 @@ Everything that is mounted here is unmounted again, whatever happens in between.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -57,6 +58,8 @@ class Device:
     key: RecoveryKey
     state_root: Path
     name: str = "laptop"
+    log_folder: Path | None = None
+    """Where the daemon's log goes; else beside the state."""
 
     @property
     def state(self) -> StateFolder:
@@ -68,7 +71,8 @@ class Device:
 
     def other(self, name: str) -> Device:
         """Another device of the same vault, which knows nothing yet."""
-        return Device(self.vault, self.key, self.state_root.with_name(f"state of {name}"), name)
+        root = self.state_root.with_name(f"state of {name}")
+        return Device(self.vault, self.key, root, name, self.log_folder)
 
     def start(
         self, mountpoint: Path, *, module: str = "cryptfs.daemon", arguments: tuple[str, ...] = (),
@@ -84,7 +88,7 @@ class Device:
             digits=self.key.digits.decode(),
             **options,
         )
-        log = self.state_root.with_name(f"log of {self.name}")
+        log = (self.log_folder or self.state_root.parent) / f"log of {self.name}"
         with open(log, "ab") as log_file:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", module, *arguments],
@@ -210,3 +214,29 @@ def make_device(folder: Path, *, vault: Path | None = None, dedup: bool = True) 
 
     trio.run(make)
     return device
+
+
+# -- files -------------------------------------------------------------------------------------
+
+
+def content_of(name: str, size: int) -> bytes:
+    """Bytes that tell what they belong to, and do not compress."""
+    return hashlib.shake_256(name.encode()).digest(size)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """A file that survives whatever happens from here on."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_on_a_new_device(device: Device, mountpoint: Path, name: str) -> dict[str, bytes]:
+    """What a device that knows nothing yet finds in the vault."""
+    with device.other(name).mount(mountpoint, read_only=True) as mount:
+        return {
+            str(path.relative_to(mount.path)): path.read_bytes()
+            for path in mount.path.rglob("*")
+            if path.is_file()
+        }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import subprocess
@@ -14,24 +13,15 @@ from typing import Any, Final
 
 import pytest
 
-from tests.mount.mounting import Device, Mount, wait_until
+from tests.mount.mounting import (
+    Device,
+    Mount,
+    content_of,
+    read_on_a_new_device,
+    wait_until,
+    write_synced,
+)
 from tests.mount.snapshots import differences, snapshot
-
-
-def content_of(name: str, size: int) -> bytes:
-    """Bytes that tell what they belong to, and do not compress."""
-    return hashlib.shake_256(name.encode()).digest(size)
-
-
-def read_on_a_new_device(device: Device, mountpoint: Path, name: str) -> dict[str, bytes]:
-    """What a device that knows nothing yet finds in the vault."""
-    with device.other(name).mount(mountpoint, read_only=True) as mount:
-        return {
-            str(path.relative_to(mount.path)): path.read_bytes()
-            for path in mount.path.rglob("*")
-            if path.is_file()
-        }
-
 
 # -- in peace ----------------------------------------------------------------------------------
 
@@ -196,7 +186,7 @@ def commits(device: Device) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "moment", MOMENTS, ids=lambda moment: f"{moment[1]} {moment[0]} {moment[2]}"
+    "moment", MOMENTS, ids=lambda moment: f"{moment[1]} {moment[0].rpartition(':')[2]} {moment[2]}"
 )
 def test_kill_9_while_publishing(
     device: Device, tmp_path: Path, moment: tuple[str, str, int]
@@ -211,10 +201,7 @@ def test_kill_9_while_publishing(
     )
     try:
         for name, content in new.items():
-            with (mount.path / name).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())  # from here on it survives
+            write_synced(mount.path / name, content)
         with pytest.raises(Exception, match="ended before it answered"):
             mount.ask(do="publish")
         assert mount.wait() == -signal.SIGKILL
@@ -255,8 +242,7 @@ def test_kill_9_again_and_again_at_the_same_place(device: Device, tmp_path: Path
         mount = device.start(tmp_path / "mnt", **options)
         try:
             if attempt == 0:
-                (mount.path / "file").write_bytes(content)
-                subprocess.run(["sync", "-f", mount.path], check=True)
+                write_synced(mount.path / "file", content)
             with pytest.raises(Exception, match="ended before it answered"):
                 mount.ask(do="publish")
         finally:

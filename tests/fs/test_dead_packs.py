@@ -1,0 +1,124 @@
+"""Packs whose files are all deleted before anything was published: their room comes back."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from cryptfs.errors import VaultUnreachable
+from cryptfs.ids import ROOT_INODE
+from cryptfs.vault import Vault
+from tests.device import Camera, Device, check_objects, look, noise, read_file, write_file
+from tests.remotes.faulty import FaultyRemote, fail_always, no_fault
+
+
+def packs(device: Device) -> set[str]:
+    return set(os.listdir(device.spool))
+
+
+def open_paths() -> set[str]:
+    """The files this process has open, but for the listing itself."""
+    paths = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            paths.add(os.readlink(f"/proc/self/fd/{fd}"))
+    return paths
+
+
+async def write_pack(vault: Vault, device: Device, *names: bytes) -> str:
+    """Settles the files into a pack of their own, and returns its name."""
+    before = packs(device)
+    for name in names:
+        await write_file(vault, name, noise(200_000, name))
+    await vault.settler.settle()
+    vault._sealing.end_packs()
+    await vault.settler.settle()
+    (pack,) = packs(device) - before
+    return pack
+
+
+async def test_only_packs_that_no_file_needs_go(device: Device) -> None:
+    async with device.opened(background=False) as vault:
+        kept = await write_pack(vault, device, b"kept")
+        gone = await write_pack(vault, device, b"gone", b"gone too")
+        shared = await write_pack(vault, device, b"shared", b"gone as well")
+        assert await read_file(vault, b"gone") == noise(200_000, b"gone")
+        for name in (b"gone", b"gone too", b"gone as well"):
+            await vault.fs.unlink(ROOT_INODE, name)
+        await vault.settler.settle()
+        assert packs(device) == {kept, gone, shared}, "nobody asked for room"
+        vault._sealing.wants_room = True
+        await vault.fs.make(ROOT_INODE, b"something to settle", 0o100644, 0, 0)
+        assert any(gone in path for path in open_paths())
+        await vault.settler.settle()
+        assert packs(device) == {kept, shared}
+        assert not any(gone in path for path in open_paths()), "an open file keeps its room"
+        # Equal content that comes again is stored again: its chunk is not known any more.
+        again = await write_pack(vault, device, b"gone")
+        assert packs(device) == {kept, shared, again}
+        for name in (b"kept", b"shared", b"gone"):
+            assert await read_file(vault, name) == noise(200_000, name)
+        await vault.publisher.publish()
+        check_objects(vault, device)
+        assert len(device.objects("packs")) == 3
+
+
+async def test_a_death_while_packs_go_loses_nothing(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_threads: None
+) -> None:
+    async with device.opened(background=False) as vault:
+        await write_pack(vault, device, b"kept")
+        await write_pack(vault, device, b"gone")
+        settled = await look(vault)
+        await vault.fs.unlink(ROOT_INODE, b"gone")
+        current = await look(vault)
+        vault._sealing.wants_room = True
+        camera = Camera(device, tmp_path / "album", monkeypatch)
+        with camera.running():
+            await vault.settler.settle()
+        # The last death but one comes after the commit, and before the file is removed.
+        assert [len(packs(dead)) for _, dead in camera.pictures[-2:]] == [2, 1]
+        for label, dead in camera.pictures:
+            async with dead.opened(background=False) as left:
+                assert await look(left) in (settled, current), label
+                await left.publisher.publish()
+                check_objects(left, dead)
+        assert len(packs(device)) == 1
+
+
+async def test_what_is_being_published_stays(device: Device, tmp_path: Path) -> None:
+    """The commit of a closed epoch leads to its packs, whatever happened to the files since."""
+    async with device.opened(background=False) as vault:
+        pack = await write_pack(vault, device, b"file")
+        remote = FaultyRemote(vault.view.remote, fail_always(VaultUnreachable("away"), "create"))
+        vault.publisher._remote = remote
+        with pytest.raises(VaultUnreachable):
+            await vault.publisher.publish()
+        await vault.fs.unlink(ROOT_INODE, b"file")
+        vault._sealing.wants_room = True
+        await vault.settler.settle()
+        assert pack in packs(device)
+        remote.fault = no_fault
+        await vault.publisher.publish()
+        check_objects(vault, device)
+        seen = await look(vault)
+    async with device.second(tmp_path / "second").opened(background=False) as vault:
+        assert await look(vault) == seen
+
+
+async def test_a_file_that_is_still_open_keeps_its_pack(device: Device) -> None:
+    async with device.opened(background=False) as vault:
+        pack = await write_pack(vault, device, b"open")
+        inode = vault.fs.lookup(ROOT_INODE, b"open")
+        assert inode is not None
+        await vault.fs.open(inode.id)
+        await vault.fs.unlink(ROOT_INODE, b"open")
+        vault._sealing.wants_room = True
+        await vault.settler.settle()
+        assert bytes(await vault.fs.files.read(inode.id, 0, 200_000)) == noise(200_000, b"open")
+        await vault.fs.release(inode.id)
+        await vault.settler.settle()
+        assert pack not in packs(device)
