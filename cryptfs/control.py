@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeAlias
 
@@ -22,6 +24,34 @@ from cryptfs.errors import CryptfsError
 Message: TypeAlias = dict[str, Any]
 
 MAX_LINE: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class MountRequest:
+    """What the daemon is told on standard input. ``digits`` are secret."""
+
+    url: str
+    mountpoint: str
+    state_root: str
+    device_name: str
+    digits: str
+    read_only: bool = False
+    allow_other: bool = False
+    accept_rollback: bool = False
+    foreground: bool = False
+
+    def encode(self) -> bytes:
+        return json.dumps(
+            {field.name: getattr(self, field.name) for field in fields(self)}
+        ).encode()
+
+    def __repr__(self) -> str:
+        return f"MountRequest({self.url!r}, {self.mountpoint!r})"
+
+
+def format_time(time_ns: int) -> str:
+    """Returns a time as ISO 8601 in UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time_ns // 1_000_000_000))
 
 
 @contextmanager
@@ -67,12 +97,16 @@ async def send_message(stream: trio.abc.SendStream, message: Message) -> None:
 
 
 @contextmanager
-def conversation(path: Path, request: Message) -> Iterator[Iterator[Message]]:
+def conversation(
+    path: Path, request: Message, most_seconds: float | None = None
+) -> Iterator[Iterator[Message]]:
     """Sends a request; the body reads the answers when it likes. Blocking, for commands.
 
-    Raises CryptfsError when nobody listens, or when the other side ends without an answer.
+    Raises CryptfsError when nobody listens, when the other side ends without an answer, or
+    when it is silent for ``most_seconds``.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as plain:
+        plain.settimeout(most_seconds)
         try:
             with _short(path) as address:
                 plain.connect(address)
@@ -93,6 +127,8 @@ def _answers(lines: BinaryIO) -> Iterator[Message]:
             yield message
             if message.get("done"):
                 return
+    except TimeoutError as error:
+        raise CryptfsError("the mounted vault does not answer; see its log") from error
     except OSError as error:
         raise CryptfsError("the mounted vault ended before it answered; see its log") from error
     raise CryptfsError("the mounted vault ended before it answered; see its log")

@@ -26,7 +26,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +35,14 @@ import trio
 
 from cryptfs import fuse_wait
 from cryptfs.concurrency import open_nursery
-from cryptfs.control import Message, listen, read_messages, send_message
+from cryptfs.control import (
+    Message,
+    MountRequest,
+    format_time,
+    listen,
+    read_messages,
+    send_message,
+)
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.recovery_key import RecoveryKey
 from cryptfs.errors import CryptfsError, FuseUnavailable, OutOfSpace
@@ -59,29 +66,6 @@ RETRY_SECONDS: Final = 1.0
 
 READ_AHEAD_KIB: Final = 1024
 """Asked of the kernel where we may (as root): eight chunks a request instead of one."""
-
-
-@dataclass(frozen=True, slots=True)
-class MountRequest:
-    """What the daemon is told on standard input. ``digits`` are secret."""
-
-    url: str
-    mountpoint: str
-    state_root: str
-    device_name: str
-    digits: str
-    read_only: bool = False
-    allow_other: bool = False
-    accept_rollback: bool = False
-    foreground: bool = False
-
-    def encode(self) -> bytes:
-        return json.dumps(
-            {field.name: getattr(self, field.name) for field in fields(self)}
-        ).encode()
-
-    def __repr__(self) -> str:
-        return f"MountRequest({self.url!r}, {self.mountpoint!r})"
 
 
 class Mount:
@@ -259,11 +243,6 @@ class Mount:
 def error_message(error: CryptfsError) -> Message:
     """Returns the last answer to a request that failed."""
     return {"error": str(error), "exit_code": error.exit_code, "done": True}
-
-
-def format_time(time_ns: int) -> str:
-    """Returns a time as ISO 8601 in UTC, to the second."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time_ns // 1_000_000_000))
 
 
 # -- the kernel's side ---------------------------------------------------------------------

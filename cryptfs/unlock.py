@@ -114,25 +114,49 @@ def _kept_headers(url: str, state_root: Path) -> tuple[tuple[int, UnverifiedHead
     return ()
 
 
-async def unlock(remote: Remote, secret: Secret, state_root: Path) -> Unlocked:
+async def unlock(
+    remote: Remote,
+    secret: Secret,
+    state_root: Path,
+    *,
+    accept_rollback: bool = False,
+    only_look: bool = False,
+) -> Unlocked:
     """Opens the vault.
 
+    ``accept_rollback`` takes a header that is older than one that was seen for the newest from
+    now on. ``only_look`` does not compare, and remembers nothing.
     Raises WrongPassword or WrongSecret, IntegrityError when a header was altered,
     RollbackError when this device has seen a newer one.
     """
     found = await find_headers(remote, state_root)
-    key = secret if isinstance(secret, RecoveryKey) else _try_password(found, secret, state_root)
+    slot: PasswordSlot | None = None
+    if isinstance(secret, RecoveryKey):
+        key = secret
+    else:
+        key, slot = _try_password(found, secret, state_root)
     keys = VaultKeys.derive(key)
     header = _highest_verified(found, keys)
-    if header is None and isinstance(secret, RecoveryKey) and not await _fits(remote, found, keys):
+    if header is None and slot is None and not await _fits(remote, found, keys):
         raise WrongSecret(
             "this recovery key belongs to another vault (its digits are typed right); "
             "check which vault it was written down for"
         )
-    if header is None and found.refused and not isinstance(secret, RecoveryKey):
+    if header is None and found.refused and slot is not None:
         raise found.refused[0]
-    _note(remote, keys, header, state_root)
+    if header is not None and slot is not None:
+        _require_current(slot, header, state_root)
+    if not only_look:
+        _note(remote, keys, header, state_root, accept_rollback=accept_rollback)
     return Unlocked(key, keys, header)
+
+
+def _require_current(slot: PasswordSlot, header: Header, state_root: Path) -> None:
+    """Raises WrongPassword if the slot comes from a header that was replaced since: whoever
+    holds the remote can bring an old one back, and with it a password that was removed.
+    """
+    if slot not in (*header.slots, *local_slots(state_root, header.vault_id)):
+        raise WrongPassword("this password was changed or removed; use the one that replaced it")
 
 
 async def _fits(remote: Remote, found: Found, keys: VaultKeys) -> bool:
@@ -155,7 +179,10 @@ async def _fits(remote: Remote, found: Found, keys: VaultKeys) -> bool:
     return False
 
 
-def _try_password(found: Found, password: Password, state_root: Path) -> RecoveryKey:
+def _try_password(
+    found: Found, password: Password, state_root: Path
+) -> tuple[RecoveryKey, PasswordSlot]:
+    """Returns the key, and the slot that the password opened."""
     problem: CryptfsError | None = None
     tried = 0
     for _, header in found.headers:
@@ -163,7 +190,7 @@ def _try_password(found: Found, password: Password, state_root: Path) -> Recover
         for slot in slots:
             tried += 1
             try:
-                return unwrap_password(
+                key = unwrap_password(
                     slot,
                     password.text,
                     vault_id=header.vault_id,
@@ -173,6 +200,8 @@ def _try_password(found: Found, password: Password, state_root: Path) -> Recover
                 continue
             except IntegrityError as error:
                 problem = error
+            else:
+                return key, slot
     if problem is not None:
         raise problem
     if not tried and found.refused:
@@ -203,16 +232,26 @@ def _highest_verified(found: Found, keys: VaultKeys) -> Header | None:
     return None
 
 
-def _note(remote: Remote, keys: VaultKeys, header: Header | None, state_root: Path) -> None:
+def _note(
+    remote: Remote,
+    keys: VaultKeys,
+    header: Header | None,
+    state_root: Path,
+    *,
+    accept_rollback: bool,
+) -> None:
     """Remembers what was seen. Raises RollbackError if it is older than what was seen before."""
     state = StateFolder(state_root, keys.vault_id)
+    if accept_rollback and header is not None:
+        state.forget_seen()
     seen = state.seen()
     if seen is not None and header is not None:
         if header.sequence < seen.header_sequence:
             raise RollbackError(
                 f"the vault's header went back from {seen.header_sequence} to "
                 f"{header.sequence}: somebody removed the newer one, and with it perhaps a "
-                "change of the password"
+                "change of the password. To go on with the older one all the same, use "
+                "--accept-rollback"
             )
         if header.format_version < seen.format_version:
             raise RollbackError(

@@ -128,14 +128,28 @@ def _require_one(source: SecretSource) -> None:
 # -- opening -----------------------------------------------------------------------------------
 
 
-async def open_with(remote: Remote, source: SecretSource, state_root: Path) -> Unlocked:
+async def open_with(
+    remote: Remote,
+    source: SecretSource,
+    state_root: Path,
+    *,
+    accept_rollback: bool = False,
+    only_look: bool = False,
+) -> Unlocked:
     """The opened vault; a person has three tries."""
-    unlocked, _ = await open_and_tell(remote, source, state_root)
+    unlocked, _ = await open_and_tell(
+        remote, source, state_root, accept_rollback=accept_rollback, only_look=only_look
+    )
     return unlocked
 
 
 async def open_and_tell(
-    remote: Remote, source: SecretSource, state_root: Path
+    remote: Remote,
+    source: SecretSource,
+    state_root: Path,
+    *,
+    accept_rollback: bool = False,
+    only_look: bool = False,
 ) -> tuple[Unlocked, Secret]:
     """The opened vault, and what opened it.
 
@@ -147,12 +161,16 @@ async def open_and_tell(
     while True:
         secret = source.read()
         try:
-            return await unlock(remote, secret, state_root), secret
-        except WrongPassword:
+            unlocked = await unlock(
+                remote, secret, state_root, accept_rollback=accept_rollback, only_look=only_look
+            )
+        except WrongPassword as error:
             tries -= 1
             if not tries:
                 raise
-            warn("wrong password; try again")
+            warn(str(error))
+        else:
+            return unlocked, secret
 
 
 def choose_password(source: SecretSource, place: str) -> Password:

@@ -128,7 +128,10 @@ async def _require_vacant(remote: Remote) -> None:
     try:
         await check_vacant(remote)
     except VaultUnreachable:
-        return  # not there yet: init makes it, or says why it cannot
+        header = remote.local_path("headers/000001")
+        if header is None or not header.parents[2].is_dir():
+            raise
+        # Only the folder itself is missing: it will be made.
 
 
 def _require_writable(root: os.PathLike[str]) -> None:

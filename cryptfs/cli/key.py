@@ -22,8 +22,8 @@ from cryptfs.cli.display import format_age, format_size, say, show, show_json, s
 from cryptfs.cli.examples import examples
 from cryptfs.cli.init import kdf_params
 from cryptfs.cli.places import device_name, remote_of, state_root
+from cryptfs.control import format_time
 from cryptfs.crypto.password import PasswordSlot, unwrap_password
-from cryptfs.daemon import format_time
 from cryptfs.errors import CryptfsError, UsageError, WrongPassword
 from cryptfs.remote.base import Remote
 from cryptfs.unlock import (

@@ -9,7 +9,7 @@ from cryptfs.cli.asking import SecretSource, open_with, secret_options
 from cryptfs.cli.display import format_age, show_json, show_table, warn
 from cryptfs.cli.examples import examples
 from cryptfs.cli.places import remote_of, surroundings
-from cryptfs.daemon import format_time
+from cryptfs.control import format_time
 from cryptfs.store.progress import PublishedEpoch
 from cryptfs.vault import open_view
 

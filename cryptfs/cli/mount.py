@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import shutil
@@ -20,13 +21,12 @@ import trio
 from cryptfs.cli.asking import SecretSource, open_with, secret_options
 from cryptfs.cli.display import say, show_json, warn
 from cryptfs.cli.examples import examples
-from cryptfs.cli.places import find_mounted, raise_error, surroundings
-from cryptfs.control import Message
-from cryptfs.daemon import MountRequest
-from cryptfs.errors import CryptfsError, FuseUnavailable, VaultBusy
+from cryptfs.cli.places import find_mounted, is_inside, raise_error, surroundings
+from cryptfs.control import Message, MountRequest
+from cryptfs.errors import CryptfsError, FuseUnavailable, UsageError, VaultBusy
 from cryptfs.remote.location import open_remote
-from cryptfs.store.state import StateFolder
-from cryptfs.unlock import Unlocked
+from cryptfs.store.state import Seen, StateFolder
+from cryptfs.unlock import Unlocked, keep_header
 
 _LARGE_LOG: Final = 1 << 20
 
@@ -69,6 +69,8 @@ def mount(
     mountpoint = require_mountpoint(directory)
     require_fuse()
     remote = open_remote(vault)
+    if is_inside(mountpoint, remote):
+        raise UsageError(f"{mountpoint} lies inside the vault's own folder; choose another DIR")
     mounted = find_mounted(remote.url)
     if mounted is not None:
         raise VaultBusy(
@@ -79,7 +81,9 @@ def mount(
 
     async def unlock() -> Unlocked:
         try:
-            return await open_with(remote, secret, around.state_root)
+            return await open_with(
+                remote, secret, around.state_root, accept_rollback=accept_rollback
+            )
         finally:
             await remote.close()
 
@@ -96,6 +100,7 @@ def mount(
         foreground=foreground,
     )
     state = StateFolder(around.state_root, unlocked.keys.vault_id)
+    _remember(state, remote.url, unlocked)
     daemon = _start(request, None if foreground else open_log(state))
     status = _wait_until_ready(daemon, state)
     for notice in status.pop("notices", []):
@@ -148,6 +153,13 @@ def require_fuse(device: str = "/dev/fuse") -> None:
     """Raises FuseUnavailable unless this machine can mount."""
     if shutil.which("fusermount3") is None:
         raise FuseUnavailable("fusermount3 is missing; install it with: sudo apt install fuse3")
+    try:
+        # Only here: every other command works on a machine without FUSE.
+        importlib.import_module("cryptfs.fuse")
+    except ImportError as error:
+        raise FuseUnavailable(
+            f"the FUSE library is missing ({error}); install it with: sudo apt install libfuse3-3"
+        ) from error
     if not os.path.exists(device):
         raise FuseUnavailable(
             f"{device} is missing: the kernel has no FUSE here; try: sudo modprobe fuse "
@@ -160,9 +172,17 @@ def require_fuse(device: str = "/dev/fuse") -> None:
 # -- the process behind the mount ------------------------------------------------------------
 
 
+def _remember(state: StateFolder, url: str, unlocked: Unlocked) -> None:
+    """Notes where the vault is and what opened it; the daemon is told the key alone."""
+    state.make()
+    if unlocked.header is not None:
+        keep_header(state, url, unlocked.header, unlocked.keys)
+    else:
+        state.note_seen(Seen(url, unlocked.keys.vault_id.hex()))
+
+
 def open_log(state: StateFolder) -> int:
     """A file descriptor to append to the vault's log; a large log makes room for a new one."""
-    state.make()
     with suppress(FileNotFoundError):
         if state.log.stat().st_size > _LARGE_LOG:
             os.replace(state.log, state.log.with_name("log.1"))

@@ -9,14 +9,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from cryptfs.control import Message, ask
+from cryptfs.control import Message, conversation
 from cryptfs.errors import CryptfsError, UsageError
 from cryptfs.format.display_text import check_display_text
 from cryptfs.remote.base import Remote
 from cryptfs.remote.location import open_remote
 from cryptfs.store.state import StateFolder, known_states
 from cryptfs.vault import Surroundings
+
+_ANSWER_SECONDS: Final = 30.0
+"""A mount that is silent for so long hangs."""
 
 
 def state_root() -> Path:
@@ -53,6 +57,15 @@ def absolute_url(vault: str) -> str:
     return open_remote(vault).url
 
 
+def is_inside(path: str, remote: Remote) -> bool:
+    """Whether the path is, or lies below, the folder that holds the vault."""
+    header = remote.local_path("headers/000001")
+    if header is None:
+        return False
+    real, folder = Path(os.path.realpath(path)), Path(os.path.realpath(header.parents[1]))
+    return real == folder or folder in real.parents
+
+
 # -- mounted vaults --------------------------------------------------------------------------
 
 
@@ -67,7 +80,8 @@ class Mounted:
 
     def ask(self, request: Message) -> Message:
         """The last answer to a request. Raises the error that the mount answers with."""
-        *_, last = ask(self.state.control, request)
+        with conversation(self.state.control, request, _ANSWER_SECONDS) as answers:
+            *_, last = answers
         return raise_error(last)
 
 
@@ -99,7 +113,8 @@ def find_mounted(place: str) -> Mounted | None:
     """The mounted vault that ``place`` names, by its mountpoint or by its URL."""
     real = os.path.realpath(place)
     for mounted in mounted_vaults():
-        if real in (os.path.realpath(mounted.mountpoint), os.path.realpath(mounted.url)):
+        names = [name for name in (mounted.mountpoint, mounted.url) if name]
+        if real in map(os.path.realpath, names):
             return mounted
     return None
 

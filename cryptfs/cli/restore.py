@@ -11,7 +11,7 @@ import trio
 from cryptfs.cli.asking import SecretSource, open_with, secret_options
 from cryptfs.cli.display import count, printable, progress_bar, say, show_json, warn
 from cryptfs.cli.examples import examples
-from cryptfs.cli.places import remote_of, surroundings
+from cryptfs.cli.places import is_inside, remote_of, surroundings
 from cryptfs.errors import IntegrityError, UsageError
 from cryptfs.remote.base import Remote
 from cryptfs.upkeep.restore import NotRestored, Restored, Step
@@ -47,7 +47,8 @@ def restore(
     it goes on where it ended. Files that are in DEST already and differ are kept.
     """
     remote = remote_of(place)
-    _refuse_inside(remote, destination)
+    if is_inside(destination, remote):  # what lies there is synced to the provider, in the clear
+        raise UsageError(f"{destination} lies inside the vault's own folder; choose another DEST")
     done = trio.run(_restore, remote, destination, paths, secret, overwrite)
     if as_json:
         show_json(_as_json(done))
@@ -56,16 +57,6 @@ def restore(
     if done.damaged:
         return IntegrityError.exit_code
     return 1 if done.kept or done.failed else 0
-
-
-def _refuse_inside(remote: Remote, destination: str) -> None:
-    """Files put into the vault's folder would be synced to the provider as they are."""
-    vault = remote.local_path("headers/000001")
-    if vault is None:
-        return
-    real, folder = Path(os.path.realpath(destination)), Path(os.path.realpath(vault.parents[1]))
-    if real == folder or folder in real.parents:
-        raise UsageError(f"{destination} lies inside the vault's own folder; choose another DEST")
 
 
 async def _restore(

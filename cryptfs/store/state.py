@@ -147,6 +147,10 @@ class StateFolder:
         if seen != before:
             write_atomically(self.path / "vault.json", json.dumps(asdict(seen)).encode())
 
+    def forget_seen(self) -> None:
+        """Forgets which header was the newest: somebody wants to go on from an older one."""
+        (self.path / "vault.json").unlink(missing_ok=True)
+
     def move_damaged_aside(self) -> Path:
         """Moves database and spool into a folder of their own; returns it."""
         aside = self.path / time.strftime("damaged-%Y%m%d-%H%M%S")
@@ -167,7 +171,7 @@ def known_states(root: Path) -> Iterator[StateFolder]:
     """Yields every vault this device has local state of."""
     try:
         names = sorted(os.listdir(root))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     for name in names:
         try:

@@ -54,8 +54,8 @@ def test_a_vault_is_not_made_twice(machine: Machine) -> None:
 
 def test_a_place_in_no_folder_is_refused(machine: Machine) -> None:
     said = machine.run("init", "--yes", *machine.password, machine.folder / "a/b/c")
-    assert said.code == 5
-    assert "The vault was not made" in said.err
+    assert (said.code, said.out) == (5, "")
+    assert "is not there" in said.err
 
 
 def test_a_state_directory_that_cannot_be_written_is_told_first(
