@@ -81,7 +81,14 @@ class VaultUnreachable(CryptfsError):
 
 
 class TemporaryFailure(VaultUnreachable):
-    """The remote answered that it cannot now; the same call may succeed later."""
+    """The remote answered that it cannot now; the same call may succeed later.
+
+    ``retry_after`` is how many seconds the remote asked to be left alone, where it said so.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class LoginNeeded(CryptfsError):

@@ -142,6 +142,12 @@ class Remote(ABC):
     async def delete(self, name: str) -> None:
         """The name is free when this returns; an absent object is a success."""
 
+    async def purge(self) -> None:
+        """Give back the room of what was deleted, where the remote keeps that for a while.
+
+        Only what cryptfs deleted from this vault goes; what a person threw away stays.
+        """
+
     @abstractmethod
     async def space(self) -> Space | None:
         """Room that is left, or None where the remote does not tell."""
