@@ -34,6 +34,12 @@ HOMES: Final = {
     "cbor2": {"format"},
     "zstandard": {"format"},
     "apsw": {"store"},
+    "httpx": {"remote"},
+    "obstore": {"remote"},
+    "pyicloud": {"remote"},
+    "requests": {"remote"},  # what pyicloud speaks through
+    "google_auth_oauthlib": {"remote"},
+    "oauthlib": {"remote"},
     "pyfuse3": {"fuse", "fuse_wait", "daemon"},
     "trio": {room for room, level in LEVEL.items() if level >= LEVEL["concurrency"]},
     "click": {"cli"},
