@@ -67,7 +67,7 @@ def network_errors(host: str) -> Iterator[None]:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         raise VaultUnreachable(f"{host} does not answer; is the network up?") from error
-    except httpx.TransportError as error:
+    except (httpx.TransportError, httpx.DecodingError) as error:
         raise TemporaryFailure(
             f"the connection to {host} broke ({type(error).__name__})"
         ) from error

@@ -14,9 +14,10 @@ from cryptfs.remote import folder as folder_module
 from cryptfs.remote.base import MAX_GET, ObjectInfo, Remote
 from cryptfs.remote.folder import FolderRemote
 from tests.remotes.faulty import FaultyRemote
+from tests.remotes.gdrive import drive, gdrive_remote  # noqa: F401
 from tests.remotes.memory import MemoryRemote
 
-KINDS = ["memory", "folder", "folder without links", "folder with claims", "faulty"]
+KINDS = ["memory", "folder", "folder without links", "folder with claims", "faulty", "gdrive"]
 
 
 def refuse_links(*_: object, **__: object) -> None:
@@ -34,6 +35,8 @@ def remote(
     kind = request.param
     if kind == "memory":
         return MemoryRemote()
+    if kind == "gdrive":
+        return request.getfixturevalue("gdrive_remote")
     if kind == "faulty":
         return FaultyRemote(MemoryRemote())
     if kind != "folder":

@@ -1,0 +1,576 @@
+"""A vault in Google Drive: a visible folder, and in it a folder for each kind of object.
+
+::
+
+    FOLDER/             appProperties: the ids of everything below, and of the register's roots
+        headers/        a name's id is in the register (``gdrive_register``)
+        commits/        likewise
+        checkpoints/    a fresh id for each
+        packs/          a fresh id for each
+        ids/            the register's pages; no objects
+
+Scope ``drive.file``: this program sees nothing in the Drive but what its own Google project
+made there.
+
+What Drive lacks, and what stands for it:
+
+* **Names are not unique.** Two devices that create one header or commit use one id for it, and
+  Drive gives an id away once. A pack's name is random and nobody else's; after a death between
+  an upload and its answer there may be two files of one name, with the same bytes. Every
+  device then takes the file with the registered id, else the oldest, and ``delete`` removes all.
+* **Listings are late.** The shelf (``gdrive_shelf``) remembers what this process did. The next
+  number after the highest listed header and commit is asked for by its id, as are gaps below
+  it: ids are never late, so a late listing is no rollback.
+* **A folder in the trash lists as empty.** Before anything is said to be absent, or a listing to
+  be empty, the folder itself is asked for.
+* **An answer gets lost.** A create is repeated under the same id. Drive's 409 then leads to the
+  file, and its size and MD5 say whether it is ours.
+
+An id that was used is spent, even if the file is gone: Drive does not say whether it may be
+used again. So a header or commit that was deleted can perhaps not be created again under its
+name; the format never does. Two ``init`` of one folder at the same moment are not told apart by
+Drive; every later start sees the older folder.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NoReturn, TypeAlias
+
+import trio
+
+from cryptfs.concurrency import open_nursery
+from cryptfs.errors import (
+    IntegrityError,
+    ObjectExists,
+    ObjectNotFound,
+    TemporaryFailure,
+    UsageError,
+    VaultUnreachable,
+)
+from cryptfs.remote.base import (
+    MAX_GET,
+    Capabilities,
+    ObjectInfo,
+    Remote,
+    Source,
+    Space,
+    check_name,
+    check_prefix,
+)
+from cryptfs.remote.gdrive_register import Register
+from cryptfs.remote.gdrive_shelf import Shelf
+from cryptfs.remote.gdrive_upload import Fingerprint, Target, Uploads, fingerprint
+from cryptfs.remote.gdrive_wire import (
+    FOLDER_TYPE,
+    DriveWire,
+    File,
+    cut_short,
+    is_id,
+    quoted,
+    total_of,
+)
+
+SCHEME: Final = "gdrive"
+KINDS: Final = ("headers", "commits", "checkpoints", "packs")
+IDS: Final = "ids"
+
+CONTESTED: Final[Mapping[str, re.Pattern[str]]] = {
+    "headers": re.compile(r"([0-9]{6})"),
+    "commits": re.compile(r"([0-9]{10})\.000"),
+}
+"""The kinds whose names two devices may want at once, with the number in such a name."""
+
+SHAPES: Final[Mapping[str, str]] = {"headers": "{:06}", "commits": "{:010}.000"}
+ROOTS: Final[Mapping[str, int]] = {"headers": 2, "commits": 4}
+"""How many digits of base 1000 the largest number of a kind has."""
+
+GAPS: Final = 16
+"""How far below the highest listed number a missing one is asked for."""
+
+# In the class, ``list`` is a verb.
+Files: TypeAlias = list[File]
+Infos: TypeAlias = list[ObjectInfo]
+
+IDS_AT_ONCE: Final = 100
+UPLOADS_FOLDER: Final = "gdrive-uploads"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The vault's folder: its id, and what its ``appProperties`` say."""
+
+    id: str
+    folders: Mapping[str, str]
+    roots: Mapping[str, tuple[str, ...]]
+
+
+class GoogleDriveRemote(Remote):
+    """The vault in ``folder``, reached with the login that is kept in ``logins``."""
+
+    def __init__(
+        self,
+        folder: str,
+        logins: Path,
+        *,
+        monotonic: Callable[[], float] = trio.current_time,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._path = tuple(folder.split("/"))
+        self._wire = DriveWire(logins, monotonic)
+        self._uploads = Uploads(self._wire, logins / UPLOADS_FOLDER, wall_clock)
+        self._shelves = {kind: Shelf() for kind in KINDS}
+        self._registers: dict[str, Register] = {}
+        self._place: _Place | None = None
+        self._finding = trio.Lock()
+        self._turns: dict[str, tuple[trio.Lock, int]] = {}
+        self._spare_ids: list[str] = []
+        self._spare_lock = trio.Lock()
+        self._promised: dict[str, str] = {}
+        """Ids under which a create was begun and not answered, by the object's name."""
+        self._absent: dict[str, set[int]] = {kind: set() for kind in CONTESTED}
+        """Numbers below the highest that were asked for and are gone for good."""
+        self._prepared: dict[str, str] = {}
+        """Ids of folders under way: a repeated ``prepare`` makes no second ones."""
+
+    @classmethod
+    def from_url(cls, url: str, logins: Path) -> GoogleDriveRemote:
+        """The remote of ``gdrive:FOLDER``; FOLDER may have slashes. Asks nothing of Google."""
+        kind, _, rest = url.partition(":")
+        folder = rest.strip("/")
+        parts = folder.split("/")
+        if kind.lower() != SCHEME or not folder:
+            raise UsageError(f"{url} names no folder in Google Drive; write gdrive:FOLDER")
+        if any(part.strip() in ("", ".", "..") for part in parts) or not folder.isprintable():
+            raise UsageError(f"{url} names no folder in Google Drive; write gdrive:FOLDER/FOLDER")
+        return cls(folder, logins)
+
+    @property
+    def url(self) -> str:
+        return f"{SCHEME}:{'/'.join(self._path)}"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(atomic_create=True, ranges=True, checksum="md5")
+
+    async def close(self) -> None:
+        await self._wire.close()
+
+    async def space(self) -> Space | None:
+        answer = await self._wire.api("GET", "about", params={"fields": "storageQuota"})
+        try:
+            quota = answer.json()["storageQuota"]
+            # Some company accounts have no limit, and then none is told.
+            total, used = int(quota["limit"]), int(quota["usage"])
+        except (KeyError, TypeError, ValueError):
+            return None
+        return Space(free_bytes=max(0, total - used), total_bytes=total)
+
+    # -- the vault's folder ----------------------------------------------------------------
+
+    async def prepare(self) -> None:
+        async with self._finding:
+            parent = "root"
+            for depth, name in enumerate(self._path[:-1]):
+                found = await self._folder_named(parent, name)
+                parent = found.id if found else await self._make_folder(parent, name, str(depth))
+            found = await self._folder_named(parent, self._path[-1])
+            if found is not None and (place := _parse_place(found)) is not None:
+                self._place = place
+                return
+            top = found.id if found else await self._make_folder(parent, self._path[-1], "top")
+            await self._furnish(top)
+
+    async def _make_folder(self, parent: str, name: str, key: str) -> str:
+        if key not in self._prepared:
+            self._prepared[key] = await self._fresh_id()
+        await self._wire.create_folder(self._prepared[key], name, parent)
+        return self._prepared[key]
+
+    async def _furnish(self, top: str) -> None:
+        """Makes the inner folders, and last the note that makes a folder a vault's place."""
+        properties = {"cryptfs": "1"}
+        for name in (*KINDS, IDS):
+            properties[name] = await self._make_folder(top, name, name)
+        for kind, count in ROOTS.items():
+            for number in range(1, count + 1):
+                key = f"{kind}-{number}"
+                if key not in self._prepared:
+                    self._prepared[key] = await self._fresh_id()
+                properties[key] = self._prepared[key]
+        await self._wire.update(top, appProperties=properties)
+        fresh = await self._wire.file(top)
+        self._place = None if fresh is None else _parse_place(fresh)
+        if self._place is None:
+            raise TemporaryFailure(f"Drive has not taken what it was told about {self.url}")
+
+    async def _folder_named(self, parent: str, name: str) -> File | None:
+        """The folder of that name: a vault's place before any other, then the oldest."""
+        listed = await self._wire.search(
+            f"{quoted(parent)} in parents and name = {quoted(name)} "
+            f"and mimeType = {quoted(FOLDER_TYPE)} and trashed = false"
+        )
+        # Drive compares names without regard to case.
+        found = [file for file in listed if file.name == name and file.is_folder]
+        return min(
+            found, key=lambda file: (_parse_place(file) is None, *file.age_order), default=None
+        )
+
+    async def _find_place(self) -> _Place:
+        async with self._finding:
+            if self._place is None:
+                parent = "root"
+                found: File | None = None
+                for name in self._path:
+                    found = await self._folder_named(parent, name)
+                    if found is None:
+                        break
+                    parent = found.id
+                self._place = None if found is None else _parse_place(found)
+            if self._place is None:
+                raise VaultUnreachable(
+                    f"there is no vault folder {'/'.join(self._path)} in the Drive of "
+                    f"{await self._wire.account()}; is it in the trash, renamed, another "
+                    "account's, or made with another client id?"
+                )
+            return self._place
+
+    async def _require_folder(self, kind: str) -> None:
+        """Raises VaultUnreachable when the folder is gone, so that nothing in it counts as gone."""
+        place = await self._find_place()
+        folder = await self._wire.file(place.folders[kind])
+        if folder is None or folder.trashed:
+            self._lose_place()
+
+    def _lose_place(self) -> NoReturn:
+        self._place = None
+        self._registers.clear()
+        raise VaultUnreachable(
+            f"the folder of {self.url} is gone or in Drive's trash; restore it there"
+        )
+
+    def _register(self, kind: str, place: _Place) -> Register:
+        if kind not in self._registers:
+
+            async def store(page_id: str, name: str, data: bytes) -> bool:
+                print_ = fingerprint(data)
+                target = Target(page_id, place.folders[IDS], name)
+                file = await self._uploads.send(target, data, print_)
+                return file is not None and print_.fits(file)
+
+            self._registers[kind] = Register(self._wire, kind, place.roots[kind], store)
+        return self._registers[kind]
+
+    # -- ids -------------------------------------------------------------------------------
+
+    async def _fresh_id(self) -> str:
+        async with self._spare_lock:
+            if not self._spare_ids:
+                self._spare_ids = await self._wire.new_ids(IDS_AT_ONCE)
+            return self._spare_ids.pop()
+
+    async def _registered_id(self, kind: str, leaf: str, *, make: bool) -> str | None:
+        """The one id of a contested name; None for other names, and for pages not made yet."""
+        number = _number_in(kind, leaf)
+        if number is None:
+            return None
+        register = self._register(kind, await self._find_place())
+        return await register.id_of(number, make=make)
+
+    @asynccontextmanager
+    async def _turn(self, name: str) -> AsyncIterator[None]:
+        """One at a time for one name, in this process."""
+        lock, users = self._turns.get(name, (trio.Lock(), 0))
+        self._turns[name] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._turns.pop(name)
+            if users > 1:
+                self._turns[name] = (lock, users - 1)
+
+    # -- create ----------------------------------------------------------------------------
+
+    async def create(self, name: str, source: Source) -> None:
+        kind, leaf = _split(name)
+        if kind not in KINDS:
+            raise ValueError(f"not an object name: {name!r}")
+        async with self._turn(name):
+            place = await self._find_place()
+            print_ = await trio.to_thread.run_sync(fingerprint, source)
+            there = await self._existing(kind, leaf)
+            if there is None:
+                there = await self._upload(name, place.folders[kind], source, print_)
+            if not print_.fits(there):
+                raise ObjectExists(f"{name} exists in {self.url} with other bytes")
+            self._shelves[kind].add(there)
+            self._promised.pop(name, None)
+
+    async def _existing(self, kind: str, leaf: str) -> File | None:
+        """The file that has the name now, as Drive itself says and not our memory."""
+        shelf = self._shelves[kind]
+        if not shelf.is_listed and kind not in CONTESTED:
+            await self._refresh(kind)
+        for file in await self._ranked(kind, leaf):
+            fresh = await self._wire.file(file.id)
+            if fresh is not None and not fresh.trashed:
+                return fresh
+            shelf.remove(file)
+        return None
+
+    async def _upload(self, name: str, folder: str, source: Source, print_: Fingerprint) -> File:
+        """The file under the name: ours, or that of whoever was first."""
+        kind, leaf = _split(name)
+        file_id = (
+            await self._registered_id(kind, leaf, make=True)
+            or self._promised.get(name)
+            or await self._uploads.begun_id(folder, leaf, print_)
+            or await self._fresh_id()
+        )
+        self._promised[name] = file_id
+        file = await self._uploads.send(Target(file_id, folder, leaf), source, print_)
+        if file is None:
+            return await self._taken(name, file_id, print_)
+        if file.trashed:
+            self._lose_place()
+        if not print_.fits(file) or file.name != leaf:
+            await self._wire.delete(file.id)
+            raise TemporaryFailure(f"Drive stored other bytes for {name} than it was sent")
+        return file
+
+    async def _taken(self, name: str, file_id: str, print_: Fingerprint) -> File:
+        """What Drive has under an id that it says is used."""
+        there = await self._wire.file(file_id)
+        if there is None:
+            self._promised.pop(name, None)
+            raise TemporaryFailure(f"Drive says that {name} exists, and does not give it")
+        leaf = _split(name)[1]
+        if print_.fits(there) and (there.trashed or there.name != leaf):
+            # A person moved it to the trash or renamed it. It is what shall be there.
+            await self._wire.update(file_id, trashed=False, name=leaf)
+            return await self._taken(name, file_id, print_)
+        return there
+
+    # -- get -------------------------------------------------------------------------------
+
+    async def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        kind, leaf = _split(name)
+        if kind not in KINDS:
+            await self._find_place()
+            raise ObjectNotFound(f"{name} is not in {self.url}")
+        # Twice: what our memory knows may have been replaced since.
+        for _ in range(2):
+            file = await self._find(kind, leaf)
+            if file is None:
+                break
+            data = await self._read(name, file, offset, length)
+            if data is not None:
+                return data
+            self._shelves[kind].remove(file)
+        await self._require_folder(kind)
+        raise ObjectNotFound(f"{name} is not in {self.url}")
+
+    async def _find(self, kind: str, leaf: str) -> File | None:
+        """The file that has the name: from memory, by its registered id, or by a query."""
+        ranked = await self._ranked(kind, leaf)
+        if ranked:
+            return ranked[0]
+        shelf = self._shelves[kind]
+        file_id = await self._registered_id(kind, leaf, make=False)
+        if file_id is not None:
+            file = await self._wire.file(file_id)
+            if file is not None and not file.trashed and file.name == leaf:
+                shelf.add(file)
+                return file
+        place = await self._find_place()
+        listed = await self._wire.search(
+            f"{quoted(place.folders[kind])} in parents and name = {quoted(leaf)} "
+            "and trashed = false"
+        )
+        for file in listed:
+            if file.name == leaf and _is_object(file):
+                shelf.add(file)
+        ranked = await self._ranked(kind, leaf)
+        return ranked[0] if ranked else None
+
+    async def _ranked(self, kind: str, leaf: str) -> Files:
+        """The files of a name as the shelf knows them, the one that counts first."""
+        files = self._shelves[kind].named(leaf)
+        if len(files) > 1 and kind in CONTESTED:
+            registered = await self._registered_id(kind, leaf, make=False)
+            files.sort(key=lambda file: file.id != registered)
+        return files
+
+    async def _read(self, name: str, file: File, offset: int, length: int | None) -> bytes | None:
+        """The bytes, or None when the file has gone."""
+        assert file.size is not None, "the shelf holds files only"
+        wanted = file.size - offset if length is None else length
+        if wanted < 0 or offset + wanted > file.size:
+            raise cut_short(name, file.size)
+        if wanted > MAX_GET:
+            raise IntegrityError(f"{name} in Drive is too large: {file.size} bytes")
+        if wanted == 0:
+            return b"" if await self._wire.file(file.id) is not None else None
+        whole = wanted == file.size
+        byte_range = None if whole else f"bytes={offset}-{offset + wanted - 1}"
+        answer = await self._wire.download(file.id, name, byte_range)
+        if answer.status == 404:
+            return None
+        total = total_of(answer)
+        if answer.status == 416 or (total is not None and total != file.size):
+            raise cut_short(name, total or 0)
+        data = answer.body
+        if not whole and answer.status == 200:
+            # Whatever stands between has taken the range out of the request.
+            data = data[offset : offset + wanted] if len(data) == file.size else b""
+        if len(data) != wanted:
+            raise TemporaryFailure(f"{len(data)} bytes of {name} came instead of {wanted}")
+        return data
+
+    # -- list ------------------------------------------------------------------------------
+
+    async def list(self, prefix: str) -> list[ObjectInfo]:
+        check_prefix(prefix)
+        if prefix:
+            kind = prefix[:-1]
+            await self._find_place()
+            infos = await self._list_kind(kind) if kind in KINDS else []
+        else:
+            infos = await self._list_all()
+        return sorted(infos, key=lambda info: info.name)
+
+    async def _list_all(self) -> Infos:
+        place = await self._find_place()
+        infos: Infos = []
+
+        async def add(kind: str) -> None:
+            infos.extend(await self._list_kind(kind))
+
+        async def add_strangers() -> None:
+            listed = await self._wire.search(f"{quoted(place.id)} in parents and trashed = false")
+            infos.extend(
+                ObjectInfo(file.name, file.size or 0) for file in listed if _is_object(file)
+            )
+
+        async with open_nursery() as nursery:
+            nursery.start_soon(add_strangers)
+            for kind in KINDS:
+                nursery.start_soon(add, kind)
+        return infos
+
+    async def _list_kind(self, kind: str) -> Infos:
+        await self._refresh(kind)
+        if kind in CONTESTED:
+            await self._catch_up(kind)
+        names = [file.name for file in self._shelves[kind]]
+        if not names:
+            await self._require_folder(kind)
+        infos = []
+        for name in names:
+            # One that was deleted in the meantime has no file any more.
+            for file in (await self._ranked(kind, name))[:1]:
+                infos.append(ObjectInfo(f"{kind}/{name}", file.size or 0))
+        return infos
+
+    async def _refresh(self, kind: str) -> None:
+        """Brings the shelf up to what Drive lists, and to what it says of each file we miss."""
+        place = await self._find_place()
+        shelf = self._shelves[kind]
+        listed = await self._wire.search(
+            f"{quoted(place.folders[kind])} in parents and trashed = false"
+        )
+        for file in shelf.take_listing(file for file in listed if _is_object(file)):
+            fresh = await self._wire.file(file.id)
+            if fresh is None or fresh.trashed:
+                shelf.remove(file)
+
+    async def _catch_up(self, kind: str) -> None:
+        """Asks by id for the numbers that a late listing may lack."""
+        shelf = self._shelves[kind]
+        parsed = [_number_in(kind, file.name) for file in shelf]
+        numbers = {number for number in parsed if number is not None}
+        highest = max(numbers, default=0)
+        absent = self._absent[kind]
+        for number in range(max(1, highest - GAPS), highest):
+            # Names are not created again, so what is gone once need not be asked for again.
+            if (
+                number not in numbers
+                and number not in absent
+                and not await self._meet(kind, number)
+            ):
+                absent.add(number)
+        while await self._meet(kind, highest + 1):
+            highest += 1
+
+    async def _meet(self, kind: str, number: int) -> bool:
+        """Puts the object of that number on the shelf, if there is one."""
+        leaf = SHAPES[kind].format(number)
+        file_id = await self._registered_id(kind, leaf, make=False)
+        file = None if file_id is None else await self._wire.file(file_id)
+        if file is None or file.trashed or file.name != leaf:
+            return False
+        self._shelves[kind].add(file)
+        return True
+
+    # -- delete ----------------------------------------------------------------------------
+
+    async def delete(self, name: str) -> None:
+        kind, leaf = _split(name)
+        await self._find_place()
+        if kind not in KINDS:
+            return
+        async with self._turn(name):
+            shelf = self._shelves[kind]
+            if not shelf.named(leaf):
+                await self._find(kind, leaf)
+            for file in shelf.named(leaf):
+                await self._wire.delete(file.id)
+                shelf.remove(file)
+            self._promised.pop(name, None)
+
+
+# -- names -----------------------------------------------------------------------------------
+
+
+def _split(name: str) -> tuple[str, str]:
+    """``("packs", "abcd")``; the kind is empty for a name without one."""
+    kind, _, leaf = check_name(name).partition("/")
+    return (kind, leaf) if leaf and "/" not in leaf else ("", name)
+
+
+def _number_in(kind: str, leaf: str) -> int | None:
+    pattern = CONTESTED.get(kind)
+    match = pattern.fullmatch(leaf) if pattern else None
+    return int(match[1]) if match else None
+
+
+def _is_object(file: File) -> bool:
+    """Whether a listed file may be an object: has bytes, and a name that can be listed."""
+    try:
+        check_name(file.name)
+    except ValueError:
+        return False
+    return not file.is_folder and file.size is not None and "/" not in file.name
+
+
+def _parse_place(folder: File) -> _Place | None:
+    """The vault's place, if the folder is one; what it says must be ids."""
+    said = folder.properties
+    root_keys = {
+        kind: [f"{kind}-{number}" for number in range(1, count + 1)]
+        for kind, count in ROOTS.items()
+    }
+    needed = [*KINDS, IDS, *(key for keys in root_keys.values() for key in keys)]
+    if not all(is_id(said.get(key)) for key in needed):
+        return None
+    return _Place(
+        id=folder.id,
+        folders={name: said[name] for name in (*KINDS, IDS)},
+        roots={kind: tuple(said[key] for key in keys) for kind, keys in root_keys.items()},
+    )
