@@ -1,0 +1,96 @@
+"""``cryptfs login gdrive``: lets cryptfs use a Google Drive, with the user's own client id."""
+
+from __future__ import annotations
+
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import trio
+
+from cryptfs.cli.display import say
+from cryptfs.cli.examples import examples
+from cryptfs.cli.places import state_root
+from cryptfs.errors import LoginNeeded, UsageError
+from cryptfs.remote.gdrive_account import GOOGLE, Endpoints, Login, save_login
+from cryptfs.remote.gdrive_login import (
+    Client,
+    account_of,
+    kept_client,
+    login_in_browser,
+    login_on_device,
+    logout,
+    read_client,
+)
+
+LOGINS: Final = "logins"
+
+
+@click.command(
+    "gdrive",
+    epilog=examples(
+        "cryptfs login gdrive --client client_secret.json",
+        "cryptfs login gdrive --client tv_client.json --device    # on a machine without a browser",
+        "cryptfs login gdrive                                     # again, with the same client id",
+    ),
+)
+@click.option(
+    "--client",
+    "client_file",
+    metavar="FILE",
+    help="Your client id: the JSON file from Google's console. Needed the first time.",
+)
+@click.option("--device", is_flag=True, help="Show a code that is typed in on another device.")
+def login_gdrive(client_file: str | None, device: bool) -> None:
+    """Log in at Google Drive.
+
+    cryptfs sees only what it made in the Drive itself. The login is kept on this device.
+    """
+    logins = state_root() / LOGINS
+    login = run_login(logins, client_file, device=device)
+    say(f"Logged in as {login.account}. Make a vault with: cryptfs init gdrive:FOLDER")
+
+
+def run_login(
+    logins: Path,
+    client_file: str | None,
+    *,
+    device: bool,
+    endpoints: Endpoints = GOOGLE,
+    open_browser: Callable[[str], Any] = webbrowser.open,
+) -> Login:
+    """Logs in and keeps the login in ``logins``."""
+    client = _choose_client(logins, client_file, endpoints)
+
+    async def log_in() -> Login:
+        if device:
+            return await login_on_device(client, say)
+        return await login_in_browser(client, say, open_browser)
+
+    login = trio.run(log_in)
+    save_login(logins, login)
+    return login
+
+
+def _choose_client(logins: Path, client_file: str | None, endpoints: Endpoints) -> Client:
+    if client_file is not None:
+        return read_client(Path(client_file), endpoints)
+    try:
+        return kept_client(logins)
+    except LoginNeeded:
+        raise UsageError(
+            "the first login needs your own client id; make one as the README shows, and give "
+            "its file with --client"
+        ) from None
+
+
+def logout_gdrive(logins: Path) -> str | None:
+    """Ends the login at Google and here; returns whose it was, None if there was none."""
+    return trio.run(logout, logins)
+
+
+def gdrive_account(logins: Path) -> str | None:
+    """The e-mail address that is logged in on this device, if any."""
+    return account_of(logins)
