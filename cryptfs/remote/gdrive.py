@@ -318,11 +318,18 @@ class GoogleDriveRemote(Remote):
         if not shelf.is_listed and kind not in CONTESTED:
             await self._refresh(kind)
         for file in await self._ranked(kind, leaf):
-            fresh = await self._wire.file(file.id)
-            if fresh is not None and not fresh.trashed:
-                return fresh
-            shelf.remove(file)
+            if await self._is_there(kind, file):
+                return file
         return None
+
+    async def _is_there(self, kind: str, file: File) -> bool:
+        """Whether Drive itself says that the file is still there; else the shelf forgets it."""
+        fresh = await self._wire.file(file.id)
+        if fresh is None:
+            self._shelves[kind].remove(file)
+        elif fresh.trashed:
+            self._shelves[kind].forget(file)
+        return fresh is not None and not fresh.trashed
 
     async def _upload(self, name: str, folder: str, source: Source, print_: Fingerprint) -> File:
         """The file under the name: ours, or that of whoever was first."""
@@ -486,9 +493,7 @@ class GoogleDriveRemote(Remote):
             f"{quoted(place.folders[kind])} in parents and trashed = false"
         )
         for file in shelf.take_listing(file for file in listed if _is_object(file)):
-            fresh = await self._wire.file(file.id)
-            if fresh is None or fresh.trashed:
-                shelf.remove(file)
+            await self._is_there(kind, file)
 
     async def _catch_up(self, kind: str) -> None:
         """Asks by id for the numbers that a late listing may lack."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import logging
 import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -99,6 +100,9 @@ async def login_in_browser(client: Client, tell: Tell, open_browser: Callable[[s
     """The login of whoever agrees in the browser."""
     from google_auth_oauthlib.flow import Flow  # type: ignore[import-untyped]
 
+    for talker in ("google_auth_oauthlib", "oauthlib", "requests_oauthlib", "urllib3"):
+        # They log codes and tokens.
+        logging.getLogger(talker).setLevel(logging.WARNING)
     # The number, not "localhost": that may lead to another program on ::1.
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener:

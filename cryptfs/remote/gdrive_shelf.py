@@ -42,6 +42,10 @@ class Shelf:
     def remove(self, file: File) -> None:
         """Takes a file away that surely is gone, whatever listings say."""
         self._removed.add(file.id)
+        self.forget(file)
+
+    def forget(self, file: File) -> None:
+        """Takes a file away that may come back, from the trash; the next listing decides."""
         self._unlisted.discard(file.id)
         same_name = self._files.get(file.name, {})
         same_name.pop(file.id, None)

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+import httpx
 import trio
 
 from cryptfs.errors import TemporaryFailure
@@ -38,7 +39,7 @@ from cryptfs.remote.gdrive_wire import (
     failure,
     parse_file,
 )
-from cryptfs.remote.http import BLOCK, blocks_of
+from cryptfs.remote.http import BLOCK, read_block
 
 SMALL: Final = 5_000_000
 """Most bytes for which Google recommends one request without a session."""
@@ -72,6 +73,33 @@ def fingerprint(source: Source) -> Fingerprint:
             digest.update(block)
             size += len(block)
     return Fingerprint(size, digest.hexdigest())
+
+
+class Rest(httpx.AsyncByteStream):
+    """A source from ``offset`` on, as the body of a request; begins there each time it is read.
+
+    Not a generator, and no file stays open: a request that ends early leaves nothing to close.
+    """
+
+    def __init__(self, source: Source, offset: int) -> None:
+        self._source = source
+        self._offset = offset
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _Blocks(self._source, self._offset)
+
+
+class _Blocks(AsyncIterator[bytes]):
+    def __init__(self, source: Source, offset: int) -> None:
+        self._source = source
+        self._offset = offset
+
+    async def __anext__(self) -> bytes:
+        block = await read_block(self._source, self._offset, BLOCK)
+        if not block:
+            raise StopAsyncIteration
+        self._offset += len(block)
+        return block
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +152,7 @@ class Uploads:
     # -- in one request --------------------------------------------------------------------
 
     async def _send_at_once(self, target: Target, source: Source) -> File | None:
-        data = b"".join([block async for block in blocks_of(source)])
+        data = await read_block(source, 0, SMALL)
         # Random data does not hold it; if it did, the size or MD5 of what is stored would differ.
         boundary = hashlib.sha256(data).hexdigest()
         head = (
@@ -210,14 +238,11 @@ class Uploads:
         if offset is not None:
             headers |= {"Content-Length": str(size - offset), "Content-Type": OBJECT_TYPE}
 
-        def rest() -> AsyncIterator[bytes]:
-            return blocks_of(source, offset or 0)
-
         answer = await self._wire.send(
             "PUT",
             session.uri,
             headers=headers,
-            body=b"" if offset is None else rest,
+            body=b"" if offset is None else Rest(source, offset),
             expect=DEAD | {308, 409},
         )
         if answer.status not in DONE | DEAD | {308, 409}:

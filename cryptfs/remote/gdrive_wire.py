@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -49,8 +49,8 @@ LIST_STARTS: Final = 3
 
 ID: Final = re.compile(r"[A-Za-z0-9_-]{10,100}")
 
-Body: TypeAlias = Callable[[], AsyncIterator[bytes]] | bytes
-"""What is sent: bytes, or what makes a stream of them, anew for each time it is sent."""
+Body: TypeAlias = httpx.AsyncByteStream | bytes
+"""What is sent. A stream must begin anew each time it is read, and its length be in a header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +142,19 @@ class DriveWire:
         token = await self._tokens.get(client)
         for last in (False, True):
             sent = dict(headers or {}, Authorization=f"Bearer {token}")
-            content = body if isinstance(body, bytes) else body()
+            request = client.build_request(method, url, params=params, headers=sent)
+            if isinstance(body, bytes):
+                request = client.build_request(
+                    method, url, params=params, headers=sent, content=body
+                )
+            else:
+                request.stream = body
             with network_errors(HOST):
-                async with client.stream(
-                    method, url, params=params, headers=sent, content=content
-                ) as response:
+                response = await client.send(request, stream=True)
+                try:
                     data = await read_limited(response, MAX_GET, name)
+                finally:
+                    await response.aclose()
             answer = Answer(response.status_code, response.headers, data)
             if answer.status != 401 or last:
                 break

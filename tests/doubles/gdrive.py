@@ -416,7 +416,13 @@ class _Handler(BaseHTTPRequestHandler):
     # login
 
     def _client_is_known(self, form: dict[str, str]) -> bool:
-        return (form.get("client_id"), form.get("client_secret")) == self.drive.client
+        given = (form.get("client_id"), form.get("client_secret"))
+        basic = self.headers.get("Authorization", "")
+        if basic.startswith("Basic "):
+            # The form that the OAuth library sends; Google takes both.
+            name, _, secret = base64.b64decode(basic.removeprefix("Basic ")).decode().partition(":")
+            given = (name, secret)
+        return given == self.drive.client
 
     def _token(self, body: bytes) -> Reply:
         form = self._form(body)
