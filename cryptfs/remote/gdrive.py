@@ -63,6 +63,7 @@ from cryptfs.remote.base import (
     check_name,
     check_prefix,
 )
+from cryptfs.remote.gdrive_account import printable
 from cryptfs.remote.gdrive_register import Register
 from cryptfs.remote.gdrive_shelf import Shelf
 from cryptfs.remote.gdrive_upload import Fingerprint, Target, Uploads, fingerprint
@@ -72,8 +73,8 @@ from cryptfs.remote.gdrive_wire import (
     File,
     cut_short,
     is_id,
+    parse_content_range,
     quoted,
-    total_of,
 )
 
 SCHEME: Final = "gdrive"
@@ -128,6 +129,7 @@ class GoogleDriveRemote(Remote):
         self._registers: dict[str, Register] = {}
         self._place: _Place | None = None
         self._finding = trio.Lock()
+        self._first_listing = trio.Lock()
         self._turns: dict[str, tuple[trio.Lock, int]] = {}
         self._spare_ids: list[str] = []
         self._spare_lock = trio.Lock()
@@ -183,8 +185,20 @@ class GoogleDriveRemote(Remote):
             if found is not None and (place := _parse_place(found)) is not None:
                 self._place = place
                 return
-            top = found.id if found else await self._make_folder(parent, self._path[-1], "top")
+            if found is None:
+                top = await self._make_folder(parent, self._path[-1], "top")
+            else:
+                top = found.id
+                await self._require_nothing_else(top)
             await self._furnish(top)
+
+    async def _require_nothing_else(self, top: str) -> None:
+        """Raises UsageError for a folder that holds more than a ``prepare`` that died leaves."""
+        for file in await self._wire.search(f"{quoted(top)} in parents and trashed = false"):
+            if not (file.is_folder and file.name in (*KINDS, IDS)):
+                raise UsageError(
+                    f"{self.url} holds something else ({printable(file.name)}); choose a new folder"
+                )
 
     async def _make_folder(self, parent: str, name: str, key: str) -> str:
         if key not in self._prepared:
@@ -314,9 +328,10 @@ class GoogleDriveRemote(Remote):
 
     async def _existing(self, kind: str, leaf: str) -> File | None:
         """The file that has the name now, as Drive itself says and not our memory."""
-        shelf = self._shelves[kind]
-        if not shelf.is_listed and kind not in CONTESTED:
-            await self._refresh(kind)
+        if kind not in CONTESTED:
+            async with self._first_listing:
+                if not self._shelves[kind].is_listed:
+                    await self._refresh(kind)
         for file in await self._ranked(kind, leaf):
             if await self._is_there(kind, file):
                 return file
@@ -348,6 +363,7 @@ class GoogleDriveRemote(Remote):
             self._lose_place()
         if not print_.fits(file) or file.name != leaf:
             await self._wire.delete(file.id)
+            self._promised.pop(name, None)
             raise TemporaryFailure(f"Drive stored other bytes for {name} than it was sent")
         return file
 
@@ -429,10 +445,12 @@ class GoogleDriveRemote(Remote):
         answer = await self._wire.download(file.id, name, byte_range)
         if answer.status == 404:
             return None
-        total = total_of(answer)
+        first, total = parse_content_range(answer)
         if answer.status == 416 or (total is not None and total != file.size):
             raise cut_short(name, total or 0)
         data = answer.body
+        if answer.status == 206 and first != offset:
+            raise TemporaryFailure(f"another part of {name} came than was asked for")
         if not whole and answer.status == 200:
             # Whatever stands between has taken the range out of the request.
             data = data[offset : offset + wanted] if len(data) == file.size else b""

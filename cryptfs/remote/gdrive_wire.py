@@ -142,12 +142,11 @@ class DriveWire:
         token = await self._tokens.get(client)
         for last in (False, True):
             sent = dict(headers or {}, Authorization=f"Bearer {token}")
-            request = client.build_request(method, url, params=params, headers=sent)
-            if isinstance(body, bytes):
-                request = client.build_request(
-                    method, url, params=params, headers=sent, content=body
-                )
-            else:
+            content = body if isinstance(body, bytes) else None
+            request = client.build_request(
+                method, url, params=params, headers=sent, content=content
+            )
+            if not isinstance(body, bytes):
                 request.stream = body
             with network_errors(HOST):
                 response = await client.send(request, stream=True)
@@ -394,11 +393,14 @@ def _code_and_reason(answer: Answer) -> tuple[int, str]:
     return code, str(error.get("status", ""))
 
 
-def total_of(answer: Answer) -> int | None:
-    """The whole object's size, where ``Content-Range`` tells it."""
+def parse_content_range(answer: Answer) -> tuple[int | None, int | None]:
+    """Where a part begins, and the whole object's size, as far as ``Content-Range`` tells."""
     text = answer.headers.get("Content-Range", "").strip()
-    match = re.fullmatch(r"bytes (?:\*|[0-9]+-[0-9]+)/([0-9]+)", text)
-    return int(match[1]) if match else None
+    match = re.fullmatch(r"bytes (?:\*|([0-9]+)-[0-9]+)/([0-9]+|\*)", text)
+    if match is None:
+        return None, None
+    first, total = match.groups()
+    return int(first) if first else None, int(total) if total != "*" else None
 
 
 def cut_short(name: str, size: int) -> IntegrityError:

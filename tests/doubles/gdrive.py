@@ -14,6 +14,7 @@ import re
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -171,6 +172,9 @@ class DriveDouble:
         self.device_polls: list[str] = []
         """What each poll of the device flow meets: an error, or "" for the grant."""
         self.consent = "yes"
+        self.chance: Callable[[str], Fault | None] = lambda kind: None
+        """Asked for each request, for faults that nobody planned."""
+        self.latency_s = 0.0
         self._faults: dict[str, list[tuple[int, Fault]]] = {}
         self._counts: dict[str, int] = {}
         self._clock = 0
@@ -198,7 +202,9 @@ class DriveDouble:
         with self.lock:
             count = self._counts.get(kind, 0)
             self._counts[kind] = count + 1
-            return [fault for number, fault in self._faults.get(kind, []) if number == count]
+            met = [fault for number, fault in self._faults.get(kind, []) if number == count]
+            by_chance = self.chance(kind)
+            return met if by_chance is None else [*met, by_chance]
 
     def kinds(self) -> list[str]:
         return [seen.kind for seen in self.seen]
@@ -341,6 +347,7 @@ class _Handler(BaseHTTPRequestHandler):
         kind = kind_of(self.command, parts.path, self.query, self.headers)
         faults = self.drive.faults_for(kind)
         self.faults = faults
+        time.sleep(self.drive.latency_s)
         try:
             for fault in faults:
                 if isinstance(fault, Before):
