@@ -20,7 +20,8 @@ What Drive lacks, and what stands for it:
   device then takes the file with the registered id, else the oldest, and ``delete`` removes all.
 * **Listings are late.** The shelf (``gdrive_shelf``) remembers what this process did. The next
   number after the highest listed header and commit is asked for by its id, as are gaps below
-  it: ids are never late, so a late listing is no rollback.
+  it: ids are never late, so a late listing is no rollback. A pack that a young commit needs
+  and no query shows is worth another try, not missing.
 * **A folder in the trash lists as empty.** Before anything is said to be absent, or a listing to
   be empty, the folder itself is asked for.
 * **An answer gets lost.** A create is repeated under the same id. Drive's 409 then leads to the
@@ -98,6 +99,10 @@ GAPS: Final = 16
 Files: TypeAlias = list[File]
 Infos: TypeAlias = list[ObjectInfo]
 
+LATE_SECONDS: Final = 60.0
+"""How long a query may not show what was created; seconds are usual."""
+LATE_RETRY: Final = 5.0
+
 IDS_AT_ONCE: Final = 100
 UPLOADS_FOLDER: Final = "gdrive-uploads"
 
@@ -119,7 +124,7 @@ class GoogleDriveRemote(Remote):
         folder: str,
         logins: Path,
         *,
-        monotonic: Callable[[], float] = trio.current_time,
+        monotonic: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._path = tuple(folder.split("/"))
@@ -397,7 +402,17 @@ class GoogleDriveRemote(Remote):
                 return data
             self._shelves[kind].remove(file)
         await self._require_folder(kind)
+        if kind not in CONTESTED and await self._may_be_late():
+            raise TemporaryFailure(f"Drive does not show {name} yet, or it is missing", LATE_RETRY)
         raise ObjectNotFound(f"{name} is not in {self.url}")
+
+    async def _may_be_late(self) -> bool:
+        """Whether a commit is so young that queries may not know all that it needs."""
+        await self._refresh("commits")
+        await self._catch_up("commits")
+        newest = max((file.created_time for file in self._shelves["commits"]), default=0.0)
+        now = self._wire.server_time
+        return now is not None and now - newest < LATE_SECONDS
 
     async def _find(self, kind: str, leaf: str) -> File | None:
         """The file that has the name: from memory, by its registered id, or by a query."""

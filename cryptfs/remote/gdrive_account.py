@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -117,9 +118,10 @@ class _Token:
 class Tokens:
     """Access tokens. However many requests need a new one at once, it is fetched once."""
 
-    def __init__(self, logins: Path, monotonic: Callable[[], float] = trio.current_time) -> None:
+    def __init__(self, logins: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._logins = logins
-        # Not the wall clock: it may be wrong by hours, and a laptop's jumps.
+        # Not the wall clock, which may be wrong by hours; nor trio's, which begins anew with each
+        # run. It stands still while a laptop sleeps: then a rejected token is renewed.
         self._monotonic = monotonic
         self._lock = trio.Lock()
         self._token: _Token | None = None

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -34,7 +36,7 @@ from cryptfs.errors import (
 )
 from cryptfs.remote.base import MAX_GET
 from cryptfs.remote.gdrive_account import HOST, Endpoints, Tokens, printable, read_login
-from cryptfs.remote.http import network_errors, new_client, read_limited, retry_after
+from cryptfs.remote.http import network_errors, new_client, read_limited, retry_after, timestamp
 
 PARALLEL: Final = 4
 """Requests at a time. Drive takes about three new files a second from one user."""
@@ -65,6 +67,14 @@ class File:
     trashed: bool
     is_folder: bool
     properties: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def created_time(self) -> float:
+        """When it came to be, by Drive's clock, in seconds since 1970; 0 if that is not told."""
+        try:
+            return datetime.fromisoformat(self.created).timestamp()
+        except ValueError:
+            return 0.0
 
     @property
     def age_order(self) -> tuple[str, str]:
@@ -103,11 +113,13 @@ class Answer:
 class DriveWire:
     """Sends requests in the name of the login in ``logins``."""
 
-    def __init__(self, logins: Path, monotonic: Callable[[], float] = trio.current_time) -> None:
+    def __init__(self, logins: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._logins = logins
         self._tokens = Tokens(logins, monotonic)
         self._client: httpx.AsyncClient | None = None
         self._endpoints: Endpoints | None = None
+        self.server_time: float | None = None
+        """When the latest answer was made, by Drive's clock, in seconds since 1970."""
 
     async def close(self) -> None:
         client, self._client = self._client, None
@@ -155,6 +167,7 @@ class DriveWire:
                 finally:
                     await response.aclose()
             answer = Answer(response.status_code, response.headers, data)
+            self.server_time = timestamp(response.headers.get("Date", ""))
             if answer.status != 401 or last:
                 break
             token = await self._tokens.get(client, rejected=token)

@@ -82,15 +82,16 @@ def retry_after(response: httpx.Response) -> float | None:
     text = response.headers.get("Retry-After", "").strip()
     if text.isdigit():
         return float(text)
-    when = _timestamp(text)
+    when = timestamp(text)
     if when is None:
         return None
     # By the server's own clock, where it tells: ours may be wrong by hours.
-    now = _timestamp(response.headers.get("Date", "")) or time.time()
+    now = timestamp(response.headers.get("Date", "")) or time.time()
     return max(0.0, when - now)
 
 
-def _timestamp(text: str) -> float | None:
+def timestamp(text: str) -> float | None:
+    """Returns a header's date in seconds since 1970; None for what is no date."""
     parsed = email.utils.parsedate_tz(text) if text else None
     return email.utils.mktime_tz(parsed) if parsed else None
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -149,9 +150,7 @@ class DriveDouble:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.files: dict[str, Entry] = {
-            ROOT: Entry(ROOT, "My Drive", "", FOLDER_TYPE, created=_moment(0))
-        }
+        self.files: dict[str, Entry] = {ROOT: Entry(ROOT, "My Drive", "", FOLDER_TYPE)}
         self.given_ids: set[str] = set()
         self.used_ids: set[str] = set()
         self.sessions: dict[str, Session] = {}
@@ -174,10 +173,12 @@ class DriveDouble:
         self.consent = "yes"
         self.chance: Callable[[str], Fault | None] = lambda kind: None
         """Asked for each request, for faults that nobody planned."""
+        self.met_by_chance = 0
         self.latency_s = 0.0
         self._faults: dict[str, list[tuple[int, Fault]]] = {}
         self._counts: dict[str, int] = {}
-        self._clock = 0
+        self.clock_s = 0
+        """The server's clock, years away from ours; each new file takes a second."""
         self._serial = 0
         self.base = ""
 
@@ -204,7 +205,10 @@ class DriveDouble:
             self._counts[kind] = count + 1
             met = [fault for number, fault in self._faults.get(kind, []) if number == count]
             by_chance = self.chance(kind)
-            return met if by_chance is None else [*met, by_chance]
+            if by_chance is None:
+                return met
+            self.met_by_chance += 1
+            return [*met, by_chance]
 
     def kinds(self) -> list[str]:
         return [seen.kind for seen in self.seen]
@@ -218,8 +222,8 @@ class DriveDouble:
         return fresh
 
     def tick(self) -> str:
-        self._clock += 1
-        return _moment(self._clock)
+        self.clock_s += 1
+        return _moment(self.clock_s).strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
     def child(self, *path: str) -> Entry:
         """The oldest file at a path below the root."""
@@ -386,7 +390,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, reply: Reply, kind: str) -> None:
         self.send_response_only(reply.status)
-        headers = {"Date": self.date_time_string(), "Content-Type": "application/json"}
+        date = format_datetime(_moment(self.drive.clock_s), usegmt=True)
+        headers = {"Date": date, "Content-Type": "application/json"}
         headers |= reply.headers
         for key, value in headers.items():
             self.send_header(key, value)
@@ -759,6 +764,5 @@ def select(value: dict[str, Any], fields: str) -> dict[str, Any]:
     return chosen
 
 
-def _moment(tick: int) -> str:
-    moment = datetime(2026, 11, 1, tzinfo=UTC) + timedelta(seconds=tick)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+def _moment(clock_s: int) -> datetime:
+    return datetime(2001, 2, 3, tzinfo=UTC) + timedelta(seconds=clock_s)

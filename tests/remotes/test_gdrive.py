@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import stat
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -59,7 +60,7 @@ def logins(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def another_process(
-    logins: Path, monotonic: Callable[[], float] = trio.current_time
+    logins: Path, monotonic: Callable[[], float] = time.monotonic
 ) -> AsyncIterator[GoogleDriveRemote]:
     """A remote that knows nothing but what lies in ``logins``, of the same vault."""
     remote = GoogleDriveRemote(URL.partition(":")[2], logins, monotonic=monotonic)
@@ -832,6 +833,7 @@ async def test_a_drive_that_accepts_and_forgets_is_found_out(
     await gdrive_remote.create("commits/0000000002.000", b"makes the register's page")
     drive.fault("upload", Forget())
     await gdrive_remote.create(name, OURS)
+    drive.clock_s += 60
     assert name not in [info.name for info in await gdrive_remote.list("")]
     with pytest.raises(ObjectNotFound):
         await gdrive_remote.get(name)
@@ -966,6 +968,25 @@ async def test_an_object_that_no_listing_shows_is_found_by_its_id(
     await gdrive_remote.create(COMMIT, OURS)
     async with another_process(other_logins) as other:
         assert await other.get(COMMIT) == OURS
+
+
+async def test_a_pack_that_no_query_shows_yet_is_worth_another_try(
+    drive: DriveDouble,  # noqa: F811
+    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    other_logins: Path,
+) -> None:
+    drive.hide_new = True
+    await gdrive_remote.create("packs/a", OURS)
+    await gdrive_remote.create(COMMIT, OURS)
+    async with another_process(other_logins) as other:
+        with pytest.raises(TemporaryFailure, match="does not show packs/a yet") as caught:
+            await other.get("packs/a")
+        assert caught.value.retry_after == 5
+        drive.clock_s += 60
+        with pytest.raises(ObjectNotFound):
+            await other.get("packs/a")
+        drive.hidden.clear()
+        assert await other.get("packs/a") == OURS
 
 
 async def test_of_two_packs_with_one_name_every_device_takes_the_oldest(
