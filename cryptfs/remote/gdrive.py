@@ -39,9 +39,8 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn, TypeAlias
+from typing import Final, TypeAlias
 
 import trio
 
@@ -52,7 +51,6 @@ from cryptfs.errors import (
     ObjectNotFound,
     TemporaryFailure,
     UsageError,
-    VaultUnreachable,
 )
 from cryptfs.remote.base import (
     MAX_GET,
@@ -64,23 +62,17 @@ from cryptfs.remote.base import (
     check_name,
     check_prefix,
 )
-from cryptfs.remote.gdrive_account import printable
+from cryptfs.remote.gdrive_place import IDS, KINDS, SCHEME, Place, Places, SpareIds
 from cryptfs.remote.gdrive_register import Register
 from cryptfs.remote.gdrive_shelf import Shelf
 from cryptfs.remote.gdrive_upload import Fingerprint, Target, Uploads, fingerprint
 from cryptfs.remote.gdrive_wire import (
-    FOLDER_TYPE,
     DriveWire,
     File,
     cut_short,
-    is_id,
     parse_content_range,
     quoted,
 )
-
-SCHEME: Final = "gdrive"
-KINDS: Final = ("headers", "commits", "checkpoints", "packs")
-IDS: Final = "ids"
 
 CONTESTED: Final[Mapping[str, re.Pattern[str]]] = {
     "headers": re.compile(r"([0-9]{6})"),
@@ -89,9 +81,6 @@ CONTESTED: Final[Mapping[str, re.Pattern[str]]] = {
 """The kinds whose names two devices may want at once, with the number in such a name."""
 
 SHAPES: Final[Mapping[str, str]] = {"headers": "{:06}", "commits": "{:010}.000"}
-ROOTS: Final[Mapping[str, int]] = {"headers": 2, "commits": 4}
-"""How many digits of base 1000 the largest number of a kind has."""
-
 GAPS: Final = 16
 """How far below the highest listed number a missing one is asked for."""
 
@@ -103,17 +92,7 @@ LATE_SECONDS: Final = 60.0
 """How long a query may not show what was created; seconds are usual."""
 LATE_RETRY: Final = 5.0
 
-IDS_AT_ONCE: Final = 100
 UPLOADS_FOLDER: Final = "gdrive-uploads"
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """The vault's folder: its id, and what its ``appProperties`` say."""
-
-    id: str
-    folders: Mapping[str, str]
-    roots: Mapping[str, tuple[str, ...]]
 
 
 class GoogleDriveRemote(Remote):
@@ -129,21 +108,18 @@ class GoogleDriveRemote(Remote):
     ) -> None:
         self._path = tuple(folder.split("/"))
         self._wire = DriveWire(logins, monotonic)
+        self._spare = SpareIds(self._wire)
+        self._places = Places(self._wire, self._spare, self._path)
         self._uploads = Uploads(self._wire, logins / UPLOADS_FOLDER, wall_clock)
         self._shelves = {kind: Shelf() for kind in KINDS}
-        self._registers: dict[str, Register] = {}
-        self._place: _Place | None = None
-        self._finding = trio.Lock()
+        self._registers: dict[tuple[str, ...], Register] = {}
+        """By their roots, which belong to one place only."""
         self._first_listing = trio.Lock()
         self._turns: dict[str, tuple[trio.Lock, int]] = {}
-        self._spare_ids: list[str] = []
-        self._spare_lock = trio.Lock()
         self._promised: dict[str, str] = {}
         """Ids under which a create was begun and not answered, by the object's name."""
         self._absent: dict[str, set[int]] = {kind: set() for kind in CONTESTED}
         """Numbers below the highest that were asked for and are gone for good."""
-        self._prepared: dict[str, str] = {}
-        """Ids of folders under way: a repeated ``prepare`` makes no second ones."""
 
     @classmethod
     def from_url(cls, url: str, logins: Path) -> GoogleDriveRemote:
@@ -178,103 +154,14 @@ class GoogleDriveRemote(Remote):
             return None
         return Space(free_bytes=max(0, total - used), total_bytes=total)
 
-    # -- the vault's folder ----------------------------------------------------------------
-
     async def prepare(self) -> None:
-        async with self._finding:
-            parent = "root"
-            for depth, name in enumerate(self._path[:-1]):
-                found = await self._folder_named(parent, name)
-                parent = found.id if found else await self._make_folder(parent, name, str(depth))
-            found = await self._folder_named(parent, self._path[-1])
-            if found is not None and (place := _parse_place(found)) is not None:
-                self._place = place
-                return
-            if found is None:
-                top = await self._make_folder(parent, self._path[-1], "top")
-            else:
-                top = found.id
-                await self._require_nothing_else(top)
-            await self._furnish(top)
+        await self._places.prepare()
 
-    async def _require_nothing_else(self, top: str) -> None:
-        """Raises UsageError for a folder that holds more than a ``prepare`` that died leaves."""
-        for file in await self._wire.search(f"{quoted(top)} in parents and trashed = false"):
-            if not (file.is_folder and file.name in (*KINDS, IDS)):
-                raise UsageError(
-                    f"{self.url} holds something else ({printable(file.name)}); choose a new folder"
-                )
+    # -- ids -------------------------------------------------------------------------------
 
-    async def _make_folder(self, parent: str, name: str, key: str) -> str:
-        if key not in self._prepared:
-            self._prepared[key] = await self._fresh_id()
-        await self._wire.create_folder(self._prepared[key], name, parent)
-        return self._prepared[key]
-
-    async def _furnish(self, top: str) -> None:
-        """Makes the inner folders, and last the note that makes a folder a vault's place."""
-        properties = {"cryptfs": "1"}
-        for name in (*KINDS, IDS):
-            properties[name] = await self._make_folder(top, name, name)
-        for kind, count in ROOTS.items():
-            for number in range(1, count + 1):
-                key = f"{kind}-{number}"
-                if key not in self._prepared:
-                    self._prepared[key] = await self._fresh_id()
-                properties[key] = self._prepared[key]
-        await self._wire.update(top, appProperties=properties)
-        fresh = await self._wire.file(top)
-        self._place = None if fresh is None else _parse_place(fresh)
-        if self._place is None:
-            raise TemporaryFailure(f"Drive has not taken what it was told about {self.url}")
-
-    async def _folder_named(self, parent: str, name: str) -> File | None:
-        """The folder of that name: a vault's place before any other, then the oldest."""
-        listed = await self._wire.search(
-            f"{quoted(parent)} in parents and name = {quoted(name)} "
-            f"and mimeType = {quoted(FOLDER_TYPE)} and trashed = false"
-        )
-        # Drive compares names without regard to case.
-        found = [file for file in listed if file.name == name and file.is_folder]
-        return min(
-            found, key=lambda file: (_parse_place(file) is None, *file.age_order), default=None
-        )
-
-    async def _find_place(self) -> _Place:
-        async with self._finding:
-            if self._place is None:
-                parent = "root"
-                found: File | None = None
-                for name in self._path:
-                    found = await self._folder_named(parent, name)
-                    if found is None:
-                        break
-                    parent = found.id
-                self._place = None if found is None else _parse_place(found)
-            if self._place is None:
-                raise VaultUnreachable(
-                    f"there is no vault folder {'/'.join(self._path)} in the Drive of "
-                    f"{await self._wire.account()}; is it in the trash, renamed, another "
-                    "account's, or made with another client id?"
-                )
-            return self._place
-
-    async def _require_folder(self, kind: str) -> None:
-        """Raises VaultUnreachable when the folder is gone, so that nothing in it counts as gone."""
-        place = await self._find_place()
-        folder = await self._wire.file(place.folders[kind])
-        if folder is None or folder.trashed:
-            self._lose_place()
-
-    def _lose_place(self) -> NoReturn:
-        self._place = None
-        self._registers.clear()
-        raise VaultUnreachable(
-            f"the folder of {self.url} is gone or in Drive's trash; restore it there"
-        )
-
-    def _register(self, kind: str, place: _Place) -> Register:
-        if kind not in self._registers:
+    def _register(self, kind: str, place: Place) -> Register:
+        roots = place.roots[kind]
+        if roots not in self._registers:
 
             async def store(page_id: str, name: str, data: bytes) -> bool:
                 print_ = fingerprint(data)
@@ -282,23 +169,15 @@ class GoogleDriveRemote(Remote):
                 file = await self._uploads.send(target, data, print_)
                 return file is not None and print_.fits(file)
 
-            self._registers[kind] = Register(self._wire, kind, place.roots[kind], store)
-        return self._registers[kind]
-
-    # -- ids -------------------------------------------------------------------------------
-
-    async def _fresh_id(self) -> str:
-        async with self._spare_lock:
-            if not self._spare_ids:
-                self._spare_ids = await self._wire.new_ids(IDS_AT_ONCE)
-            return self._spare_ids.pop()
+            self._registers[roots] = Register(self._wire, kind, roots, store)
+        return self._registers[roots]
 
     async def _registered_id(self, kind: str, leaf: str, *, make: bool) -> str | None:
         """The one id of a contested name; None for other names, and for pages not made yet."""
         number = _number_in(kind, leaf)
         if number is None:
             return None
-        register = self._register(kind, await self._find_place())
+        register = self._register(kind, await self._places.find())
         return await register.id_of(number, make=make)
 
     @asynccontextmanager
@@ -321,7 +200,7 @@ class GoogleDriveRemote(Remote):
         if kind not in KINDS:
             raise ValueError(f"not an object name: {name!r}")
         async with self._turn(name):
-            place = await self._find_place()
+            place = await self._places.find()
             print_ = await trio.to_thread.run_sync(fingerprint, source)
             there = await self._existing(kind, leaf)
             if there is None:
@@ -358,14 +237,14 @@ class GoogleDriveRemote(Remote):
             await self._registered_id(kind, leaf, make=True)
             or self._promised.get(name)
             or await self._uploads.begun_id(folder, leaf, print_)
-            or await self._fresh_id()
+            or await self._spare.take()
         )
         self._promised[name] = file_id
         file = await self._uploads.send(Target(file_id, folder, leaf), source, print_)
         if file is None:
             return await self._taken(name, file_id, print_)
         if file.trashed:
-            self._lose_place()
+            self._places.lose()
         if not print_.fits(file) or file.name != leaf:
             await self._wire.delete(file.id)
             self._promised.pop(name, None)
@@ -390,7 +269,7 @@ class GoogleDriveRemote(Remote):
     async def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         kind, leaf = _split(name)
         if kind not in KINDS:
-            await self._find_place()
+            await self._places.find()
             raise ObjectNotFound(f"{name} is not in {self.url}")
         # Twice: what our memory knows may have been replaced since.
         for _ in range(2):
@@ -401,7 +280,7 @@ class GoogleDriveRemote(Remote):
             if data is not None:
                 return data
             self._shelves[kind].remove(file)
-        await self._require_folder(kind)
+        await self._places.require_folder(kind)
         if kind not in CONTESTED and await self._may_be_late():
             raise TemporaryFailure(f"Drive does not show {name} yet, or it is missing", LATE_RETRY)
         raise ObjectNotFound(f"{name} is not in {self.url}")
@@ -426,7 +305,9 @@ class GoogleDriveRemote(Remote):
             if file is not None and not file.trashed and file.name == leaf:
                 shelf.add(file)
                 return file
-        place = await self._find_place()
+        if kind in CONTESTED:
+            return None
+        place = await self._places.find()
         listed = await self._wire.search(
             f"{quoted(place.folders[kind])} in parents and name = {quoted(leaf)} "
             "and trashed = false"
@@ -479,14 +360,14 @@ class GoogleDriveRemote(Remote):
         check_prefix(prefix)
         if prefix:
             kind = prefix[:-1]
-            await self._find_place()
+            await self._places.find()
             infos = await self._list_kind(kind) if kind in KINDS else []
         else:
             infos = await self._list_all()
         return sorted(infos, key=lambda info: info.name)
 
     async def _list_all(self) -> Infos:
-        place = await self._find_place()
+        place = await self._places.find()
         infos: Infos = []
 
         async def add(kind: str) -> None:
@@ -510,7 +391,7 @@ class GoogleDriveRemote(Remote):
             await self._catch_up(kind)
         names = [file.name for file in self._shelves[kind]]
         if not names:
-            await self._require_folder(kind)
+            await self._places.require_folder(kind)
         infos = []
         for name in names:
             # One that was deleted in the meantime has no file any more.
@@ -520,7 +401,7 @@ class GoogleDriveRemote(Remote):
 
     async def _refresh(self, kind: str) -> None:
         """Brings the shelf up to what Drive lists, and to what it says of each file we miss."""
-        place = await self._find_place()
+        place = await self._places.find()
         shelf = self._shelves[kind]
         listed = await self._wire.search(
             f"{quoted(place.folders[kind])} in parents and trashed = false"
@@ -560,7 +441,7 @@ class GoogleDriveRemote(Remote):
 
     async def delete(self, name: str) -> None:
         kind, leaf = _split(name)
-        await self._find_place()
+        await self._places.find()
         if kind not in KINDS:
             return
         async with self._turn(name):
@@ -595,20 +476,3 @@ def _is_object(file: File) -> bool:
     except ValueError:
         return False
     return not file.is_folder and file.size is not None and "/" not in file.name
-
-
-def _parse_place(folder: File) -> _Place | None:
-    """The vault's place, if the folder is one; what it says must be ids."""
-    said = folder.properties
-    root_keys = {
-        kind: [f"{kind}-{number}" for number in range(1, count + 1)]
-        for kind, count in ROOTS.items()
-    }
-    needed = [*KINDS, IDS, *(key for keys in root_keys.values() for key in keys)]
-    if not all(is_id(said.get(key)) for key in needed):
-        return None
-    return _Place(
-        id=folder.id,
-        folders={name: said[name] for name in (*KINDS, IDS)},
-        roots={kind: tuple(said[key] for key in keys) for kind, keys in root_keys.items()},
-    )

@@ -209,6 +209,26 @@ async def test_of_two_places_with_one_name_every_device_takes_the_same(
     await second.close()
 
 
+async def test_a_place_below_the_younger_of_two_folders_is_found(
+    drive: DriveDouble,  # noqa: F811
+    logins: Path,
+) -> None:
+    save_login(logins, login_for(drive))
+    first, second = GoogleDriveRemote("a/b", logins), GoogleDriveRemote("a/c", logins)
+    await first.prepare()
+    drive.hidden.add(drive.child("a").id)
+    await second.prepare()
+    drive.hidden.clear()
+    assert drive.names() == ["a", "a"]
+    await second.create("packs/a", OURS)
+    third = GoogleDriveRemote("a/c", logins)
+    assert await third.get("packs/a") == OURS
+    await third.prepare()
+    assert await third.get("packs/a") == OURS
+    for remote in (first, second, third):
+        await remote.close()
+
+
 async def test_a_place_in_the_trash_is_unreachable_and_not_empty(
     drive: DriveDouble,  # noqa: F811
     gdrive_remote: GoogleDriveRemote,  # noqa: F811
