@@ -46,11 +46,13 @@ import trio
 
 from cryptfs.concurrency import open_nursery
 from cryptfs.errors import (
+    CryptfsError,
     IntegrityError,
     ObjectExists,
     ObjectNotFound,
     TemporaryFailure,
     UsageError,
+    VaultUnreachable,
 )
 from cryptfs.remote.base import (
     MAX_GET,
@@ -217,18 +219,21 @@ class GoogleDriveRemote(Remote):
                 if not self._shelves[kind].is_listed:
                     await self._refresh(kind)
         for file in await self._ranked(kind, leaf):
-            if await self._is_there(kind, file):
-                return file
+            fresh = await self._ask(kind, file)
+            if fresh is not None:
+                return fresh
         return None
 
-    async def _is_there(self, kind: str, file: File) -> bool:
-        """Whether Drive itself says that the file is still there; else the shelf forgets it."""
+    async def _ask(self, kind: str, file: File) -> File | None:
+        """What Drive itself says of a file; None, and off the shelf, when it has not its name."""
         fresh = await self._wire.file(file.id)
         if fresh is None:
             self._shelves[kind].remove(file)
-        elif fresh.trashed:
+            return None
+        if fresh.trashed or fresh.name != file.name:
             self._shelves[kind].forget(file)
-        return fresh is not None and not fresh.trashed
+            return None
+        return fresh
 
     async def _upload(self, name: str, folder: str, source: Source, print_: Fingerprint) -> File:
         """The file under the name: ours, or that of whoever was first."""
@@ -240,7 +245,14 @@ class GoogleDriveRemote(Remote):
             or await self._spare.take()
         )
         self._promised[name] = file_id
-        file = await self._uploads.send(Target(file_id, folder, leaf), source, print_)
+        try:
+            file = await self._uploads.send(Target(file_id, folder, leaf), source, print_)
+        except VaultUnreachable:
+            raise
+        except CryptfsError:
+            # Refused: nothing was made under this id, and perhaps nothing can be.
+            self._promised.pop(name, None)
+            raise
         if file is None:
             return await self._taken(name, file_id, print_)
         if file.trashed:
@@ -407,7 +419,7 @@ class GoogleDriveRemote(Remote):
             f"{quoted(place.folders[kind])} in parents and trashed = false"
         )
         for file in shelf.take_listing(file for file in listed if _is_object(file)):
-            await self._is_there(kind, file)
+            await self._ask(kind, file)
 
     async def _catch_up(self, kind: str) -> None:
         """Asks by id for the numbers that a late listing may lack."""

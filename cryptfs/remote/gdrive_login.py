@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import trio
 
+from cryptfs.concurrency import open_nursery
 from cryptfs.errors import (
     CryptfsError,
     LoginNeeded,
@@ -118,8 +119,11 @@ async def login_in_browser(client: Client, tell: Tell, open_browser: Callable[[s
         # Without "consent", Google gives a refresh token only the first time.
         url, state = flow.authorization_url(access_type="offline", prompt="consent")
         tell(f"Agree in the browser; if none opens, open this page on this machine:\n\n{url}\n")
-        await trio.to_thread.run_sync(open_browser, url, abandon_on_cancel=True)
-        query = await _wait_for_redirect(listener, state)
+        async with open_nursery() as nursery:
+            # Beside the waiting: a browser in the terminal returns only when it is closed.
+            nursery.start_soon(_in_thread, open_browser, url)
+            query = await _wait_for_redirect(listener, state)
+            nursery.cancel_scope.cancel()
     if "code" not in query:
         raise LoginNeeded(
             f"Google was not allowed to let cryptfs in ({printable(query.get('error', 'no code'))})"
@@ -148,20 +152,32 @@ def _exchange(flow: Any, code: str) -> dict[str, Any]:
         ) from error
 
 
+async def _in_thread(work: Callable[[str], Any], argument: str) -> None:
+    await trio.to_thread.run_sync(work, argument, abandon_on_cancel=True)
+
+
 async def _wait_for_redirect(listener: trio.SocketListener, state: str) -> dict[str, str]:
     """The query with which Google sends the browser back. Other requests are turned away."""
-    while True:
-        async with await listener.accept() as stream:
-            # A browser opens connections ahead that it may never use.
-            with trio.move_on_after(5):
-                query = await _read_redirect(stream)
-                if query is None or not hmac.compare_digest(
-                    query.get("state", "").encode(), state.encode()
-                ):
-                    await _reply(stream, "404 Not Found", "")
-                    continue
-                await _reply(stream, "200 OK", DONE_PAGE if "code" in query else REFUSED_PAGE)
-                return query
+    arrived: list[dict[str, str]] = []
+    done = trio.Event()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        async with stream:
+            query = await _read_redirect(stream)
+            given = (query or {}).get("state", "")
+            if query is None or not hmac.compare_digest(given.encode(), state.encode()):
+                await _reply(stream, "404 Not Found", "")
+                return
+            await _reply(stream, "200 OK", DONE_PAGE if "code" in query else REFUSED_PAGE)
+            arrived.append(query)
+            done.set()
+
+    # Side by side: browsers open connections ahead that they may never use.
+    async with open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        await done.wait()
+        nursery.cancel_scope.cancel()
+    return arrived[0]
 
 
 async def _read_redirect(stream: trio.SocketStream) -> dict[str, str] | None:

@@ -324,6 +324,41 @@ async def test_a_race_at_the_worst_moment(
     await gdrive_remote.create("commits/0000000003.000", OURS)
 
 
+async def test_a_race_of_two_upload_sessions(
+    drive: DriveDouble,  # noqa: F811
+    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    other_logins: Path,
+) -> None:
+    theirs = LARGE[::-1]
+
+    def be_first() -> None:
+        async def create() -> None:
+            async with another_process(other_logins) as other:
+                await other.create(COMMIT, theirs)
+
+        trio.run(create)
+
+    drive.fault("put", Before(be_first))
+    with pytest.raises(ObjectExists):
+        await gdrive_remote.create(COMMIT, LARGE)
+    assert drive.kinds().count("start") == 2
+    assert await gdrive_remote.get(COMMIT) == theirs
+    await gdrive_remote.create(COMMIT, theirs)
+
+
+async def test_an_id_that_drive_refuses_is_not_tried_again(
+    drive: DriveDouble,  # noqa: F811
+    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+) -> None:
+    drive.fault("upload", refusal(400, "invalid"))
+    with pytest.raises(CryptfsError, match=r"refuses \(400 invalid\)"):
+        await gdrive_remote.create("packs/a", OURS)
+    await gdrive_remote.create("packs/a", OURS)
+    sent = [seen.body for seen in drive.seen if seen.kind == "upload"]
+    first, second = (re.search(rb'"id": "(\w+)"', body) for body in sent)
+    assert first and second and first[1] != second[1]
+
+
 async def test_two_devices_that_make_one_page_of_the_register_share_it(
     drive: DriveDouble,  # noqa: F811
     gdrive_remote: GoogleDriveRemote,  # noqa: F811

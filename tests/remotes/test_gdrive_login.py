@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -65,9 +66,12 @@ class Browser:
         query = {key: values[0] for key, values in parse_qs(urlsplit(url).query).items()}
         self.asked = query
         home = query["redirect_uri"]
+        # As browsers do to be quick, and then do not use it.
+        ahead = socket.create_connection(("127.0.0.1", urlsplit(home).port or 0))
         for uninvited in ("favicon.ico", "?code=stolen&state=guessed", "?code=stolen", "?"):
             self._get(home + uninvited)
         self._get(url)
+        ahead.close()
 
     def _get(self, url: str) -> None:
         try:
