@@ -9,6 +9,7 @@ from __future__ import annotations
 import email.utils
 import ipaddress
 import logging
+import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -26,6 +27,7 @@ TIMEOUT: Final = httpx.Timeout(60, connect=20, pool=None)
 """Seconds without a byte, not for a whole transfer: slow lines may take their time."""
 
 BLOCK: Final = 256 * 1024
+SMALL_BODY: Final = 64 * 1024
 
 USER_AGENT: Final = "cryptfs"
 
@@ -37,7 +39,15 @@ def new_client(parallel: int, **options: object) -> httpx.AsyncClient:
         logging.getLogger(talker).setLevel(logging.WARNING)
     limits = httpx.Limits(max_connections=parallel, max_keepalive_connections=parallel)
     headers = {"User-Agent": USER_AGENT}
-    return httpx.AsyncClient(timeout=TIMEOUT, limits=limits, headers=headers, **options)  # type: ignore[arg-type]
+    options = {"timeout": TIMEOUT, "verify": trusted_authorities(), **options}
+    return httpx.AsyncClient(limits=limits, headers=headers, **options)  # type: ignore[arg-type]
+
+
+def trusted_authorities() -> ssl.SSLContext:
+    """Returns httpx's own authorities and this system's: a NAS may have one made at home."""
+    context = httpx.create_ssl_context()
+    context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    return context
 
 
 def require_tls(url: str) -> None:
@@ -91,7 +101,7 @@ def retry_after(response: httpx.Response) -> float | None:
 
 
 def timestamp(text: str) -> float | None:
-    """Returns a header's date in seconds since 1970; None for what is no date."""
+    """Returns a date of HTTP as seconds since 1970, or None where there is none."""
     parsed = email.utils.parsedate_tz(text) if text else None
     return email.utils.mktime_tz(parsed) if parsed else None
 
@@ -138,6 +148,21 @@ async def blocks_of(source: Source, offset: int = 0) -> AsyncIterator[bytes]:
         await file.seek(offset)
         while block := await file.read(BLOCK):
             yield block
+
+
+async def finish(response: httpx.Response) -> None:
+    """Reads what is left of a streamed answer, if it is little.
+
+    Only then can the next request have the connection, instead of a new one and a new handshake.
+    """
+    if response.is_closed:
+        return
+    left = SMALL_BODY
+    async with body_of(response) as blocks:
+        async for block in blocks:
+            left -= len(block)
+            if left < 0:
+                break
 
 
 class Upload(httpx.AsyncByteStream):

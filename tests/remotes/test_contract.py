@@ -14,10 +14,13 @@ from cryptfs.remote import folder as folder_module
 from cryptfs.remote.base import MAX_GET, ObjectInfo, Remote
 from cryptfs.remote.folder import FolderRemote
 from tests.remotes.faulty import FaultyRemote
-from tests.remotes.gdrive import drive, gdrive_remote  # noqa: F401
 from tests.remotes.memory import MemoryRemote
 
-KINDS = ["memory", "folder", "folder without links", "folder with claims", "faulty", "gdrive"]
+pytest_plugins = ["tests.remotes.gdrive_fixtures"]
+
+KINDS = ["memory", "folder", "folder without links", "folder with claims", "faulty"]
+SERVED = {"gdrive": "gdrive_remote"}
+"""Kinds that have a server, and the fixture that gives a remote there."""
 
 
 def refuse_links(*_: object, **__: object) -> None:
@@ -28,15 +31,16 @@ def refuse_flags(*_: object) -> None:
     raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*KINDS, *SERVED])
 def remote(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Remote:
     kind = request.param
+    if kind in SERVED:
+        served: Remote = request.getfixturevalue(SERVED[kind])
+        return served
     if kind == "memory":
         return MemoryRemote()
-    if kind == "gdrive":
-        return request.getfixturevalue("gdrive_remote")
     if kind == "faulty":
         return FaultyRemote(MemoryRemote())
     if kind != "folder":

@@ -44,7 +44,9 @@ from tests.doubles.gdrive import (
     page,
     refusal,
 )
-from tests.remotes.gdrive import URL, drive, gdrive_remote, login_for  # noqa: F401
+from tests.remotes.gdrive import URL, login_for
+
+pytest_plugins = ["tests.remotes.gdrive_fixtures"]
 
 LARGE = os.urandom(SMALL + 1_000_000)
 VAULT = ("Backups", "vault")
@@ -71,7 +73,7 @@ async def another_process(
 
 
 @pytest.fixture
-def other_logins(drive: DriveDouble, tmp_path: Path) -> Path:  # noqa: F811
+def other_logins(drive: DriveDouble, tmp_path: Path) -> Path:
     """What another device keeps, for the same account."""
     save_login(tmp_path / "other-logins", login_for(drive))
     return tmp_path / "other-logins"
@@ -99,10 +101,7 @@ def test_tls_is_needed_for_all_but_this_machine() -> None:
         Endpoints(token="http://oauth2.googleapis.com/token")
 
 
-async def test_a_place_that_was_never_made_is_unreachable(
-    drive: DriveDouble,  # noqa: F811
-    logins: Path,
-) -> None:
+async def test_a_place_that_was_never_made_is_unreachable(drive: DriveDouble, logins: Path) -> None:
     save_login(logins, login_for(drive))
     async with another_process(logins) as remote:
         for call in (
@@ -121,10 +120,7 @@ async def test_a_place_that_was_never_made_is_unreachable(
     assert drive.names(*VAULT) == ["checkpoints", "commits", "headers", "ids", "packs"]
 
 
-async def test_a_folder_with_a_quote_in_its_name(
-    drive: DriveDouble,  # noqa: F811
-    logins: Path,
-) -> None:
+async def test_a_folder_with_a_quote_in_its_name(drive: DriveDouble, logins: Path) -> None:
     save_login(logins, login_for(drive))
     for folder in ("it's", "back\\slash", "it's\\'"):
         remote = GoogleDriveRemote(folder, logins)
@@ -137,8 +133,8 @@ async def test_a_folder_with_a_quote_in_its_name(
 
 
 async def test_a_folder_that_holds_something_else_is_not_written_into(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     logins: Path,
 ) -> None:
     above = GoogleDriveRemote("Backups", logins)
@@ -148,10 +144,7 @@ async def test_a_folder_that_holds_something_else_is_not_written_into(
     assert drive.names("Backups") == ["vault"]
 
 
-async def test_names_that_differ_in_case_only_are_two(
-    drive: DriveDouble,  # noqa: F811
-    logins: Path,
-) -> None:
+async def test_names_that_differ_in_case_only_are_two(drive: DriveDouble, logins: Path) -> None:
     save_login(logins, login_for(drive))
     lower, upper = GoogleDriveRemote("vault", logins), GoogleDriveRemote("VAULT", logins)
     await lower.prepare()
@@ -169,7 +162,7 @@ async def test_names_that_differ_in_case_only_are_two(
     [("update", 0), ("ids", 0), ("list", 0), ("list", 1), *(("create", nth) for nth in range(7))],
 )
 async def test_making_the_place_again_after_a_lost_answer(
-    drive: DriveDouble,  # noqa: F811
+    drive: DriveDouble,
     logins: Path,
     kind: str,
     nth: int,
@@ -189,7 +182,7 @@ async def test_making_the_place_again_after_a_lost_answer(
 
 
 async def test_of_two_places_with_one_name_every_device_takes_the_same(
-    drive: DriveDouble,  # noqa: F811
+    drive: DriveDouble,
     logins: Path,
 ) -> None:
     save_login(logins, login_for(drive))
@@ -210,7 +203,7 @@ async def test_of_two_places_with_one_name_every_device_takes_the_same(
 
 
 async def test_a_place_below_the_younger_of_two_folders_is_found(
-    drive: DriveDouble,  # noqa: F811
+    drive: DriveDouble,
     logins: Path,
 ) -> None:
     save_login(logins, login_for(drive))
@@ -230,8 +223,8 @@ async def test_a_place_below_the_younger_of_two_folders_is_found(
 
 
 async def test_a_place_in_the_trash_is_unreachable_and_not_empty(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
 ) -> None:
     await gdrive_remote.create("packs/a", b"x")
     await gdrive_remote.create(COMMIT, b"x")
@@ -248,8 +241,8 @@ async def test_a_place_in_the_trash_is_unreachable_and_not_empty(
 
 
 async def test_a_place_that_was_deleted_is_unreachable_and_not_empty(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     logins: Path,
 ) -> None:
     await gdrive_remote.create("packs/a", b"x")
@@ -275,8 +268,8 @@ async def test_a_place_that_was_deleted_is_unreachable_and_not_empty(
     "name", [COMMIT, "commits/0000001000.000", "commits/9999999999.000", "headers/000002"]
 )
 async def test_of_two_devices_that_create_one_name_exactly_one_wins(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     other_logins: Path,
     name: str,
     hide: bool,
@@ -303,8 +296,8 @@ async def test_of_two_devices_that_create_one_name_exactly_one_wins(
 
 
 async def test_a_race_at_the_worst_moment(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     other_logins: Path,
 ) -> None:
     """The other device's whole create happens while ours is on its way."""
@@ -325,8 +318,8 @@ async def test_a_race_at_the_worst_moment(
 
 
 async def test_a_race_of_two_upload_sessions(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     other_logins: Path,
 ) -> None:
     theirs = LARGE[::-1]
@@ -347,8 +340,8 @@ async def test_a_race_of_two_upload_sessions(
 
 
 async def test_an_id_that_drive_refuses_is_not_tried_again(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
 ) -> None:
     drive.fault("upload", refusal(400, "invalid"))
     with pytest.raises(CryptfsError, match=r"refuses \(400 invalid\)"):
@@ -360,8 +353,8 @@ async def test_an_id_that_drive_refuses_is_not_tried_again(
 
 
 async def test_two_devices_that_make_one_page_of_the_register_share_it(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     other_logins: Path,
 ) -> None:
     def be_first() -> None:
@@ -387,8 +380,8 @@ def test_the_way_through_the_register() -> None:
 
 
 async def test_a_register_page_of_rubbish_is_refused(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     other_logins: Path,
 ) -> None:
     await gdrive_remote.create(COMMIT, OURS)
@@ -400,8 +393,8 @@ async def test_a_register_page_of_rubbish_is_refused(
 
 
 async def test_first_creates_side_by_side_list_the_folder_once(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
 ) -> None:
     before = len(drive.seen)
     async with trio.open_nursery() as nursery:
@@ -411,8 +404,8 @@ async def test_first_creates_side_by_side_list_the_folder_once(
 
 
 async def test_a_commit_takes_one_request_once_all_is_known(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
 ) -> None:
     await gdrive_remote.create(COMMIT, OURS)
     await gdrive_remote.create("packs/a", OURS)
@@ -428,8 +421,8 @@ async def test_a_commit_takes_one_request_once_all_is_known(
 @pytest.mark.parametrize("name", ["packs/a", "checkpoints/0000000064.000", COMMIT])
 @pytest.mark.parametrize("data", [OURS, LARGE], ids=["small", "large"])
 async def test_an_answer_lost_after_the_create(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     name: str,
     data: bytes,
 ) -> None:
@@ -447,8 +440,8 @@ async def test_an_answer_lost_after_the_create(
 
 @pytest.mark.parametrize("data", [OURS, LARGE], ids=["small", "large"])
 async def test_an_answer_lost_by_a_process_that_then_died(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     logins: Path,
     data: bytes,
 ) -> None:
@@ -470,8 +463,8 @@ async def test_an_answer_lost_by_a_process_that_then_died(
 @pytest.mark.parametrize("after", [0, 100, QUARTER + 5, 4_000_000])
 @pytest.mark.parametrize("same_process", [True, False])
 async def test_an_upload_that_was_cut_off_goes_on_where_it_ended(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     logins: Path,
     tmp_path: Path,
     after: int,
@@ -497,8 +490,8 @@ async def test_an_upload_that_was_cut_off_goes_on_where_it_ended(
 )
 @pytest.mark.parametrize("kind", ["start", "put", "probe"])
 async def test_a_session_outlives_answers_that_are_none(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     kind: str,
     fault: Fault,
 ) -> None:
@@ -518,8 +511,8 @@ async def test_a_session_outlives_answers_that_are_none(
 
 
 async def test_what_drive_did_not_keep_of_one_request_is_sent_again(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
 ) -> None:
     drive.fault("put", Reply(308), Reply(308))
     with pytest.raises(TemporaryFailure, match="takes no more"):
@@ -530,8 +523,8 @@ async def test_what_drive_did_not_keep_of_one_request_is_sent_again(
 
 @pytest.mark.parametrize("range_", ["bytes=0-99999999", "bytes=5-9", "rubbish"])
 async def test_a_range_that_cannot_be_is_not_followed(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     range_: str,
 ) -> None:
     drive.fault("put", Reply(308, headers={"Range": range_}))
@@ -541,8 +534,8 @@ async def test_a_range_that_cannot_be_is_not_followed(
 
 @pytest.mark.parametrize("status", [404, 410])
 async def test_a_session_that_drive_has_forgotten_begins_anew(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     status: int,
 ) -> None:
     drive.fault("put", Drop(QUARTER))
@@ -555,8 +548,8 @@ async def test_a_session_that_drive_has_forgotten_begins_anew(
 
 
 async def test_a_session_that_dies_under_way_is_begun_anew_by_the_next_try(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     logins: Path,
 ) -> None:
     drive.fault("put", refusal(404, "notFound"))
@@ -568,8 +561,8 @@ async def test_a_session_that_dies_under_way_is_begun_anew_by_the_next_try(
 
 
 async def test_a_session_of_other_bytes_is_not_continued(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     logins: Path,
 ) -> None:
     drive.fault("put", Drop(QUARTER))
@@ -582,8 +575,8 @@ async def test_a_session_of_other_bytes_is_not_continued(
 
 
 async def test_sessions_are_kept_secret_and_not_for_ever(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     logins: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -609,8 +602,8 @@ async def test_sessions_are_kept_secret_and_not_for_ever(
 
 
 async def test_a_session_that_leads_elsewhere_is_not_followed(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
 ) -> None:
     drive.fault("start", Reply(200, headers={"Location": "http://127.0.0.1:1/steal"}))
     with pytest.raises(TemporaryFailure, match="did not say where"):
@@ -618,8 +611,8 @@ async def test_a_session_that_leads_elsewhere_is_not_followed(
 
 
 async def test_a_download_that_is_cut_off(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
 ) -> None:
     await gdrive_remote.create("packs/a", LARGE)
     for offset, length in ((0, None), (10, 5_000_000)):
@@ -631,8 +624,8 @@ async def test_a_download_that_is_cut_off(
 
 @pytest.mark.parametrize("kind", ["get", "list", "delete", "about", "ids", "token"])
 async def test_a_connection_that_ends_is_worth_another_try(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     logins: Path,
     kind: str,
 ) -> None:
@@ -656,7 +649,7 @@ async def everything(remote: GoogleDriveRemote) -> None:
     await remote.space()
 
 
-async def test_no_answer_at_all_is_unreachable(drive: DriveDouble, logins: Path) -> None:  # noqa: F811
+async def test_no_answer_at_all_is_unreachable(drive: DriveDouble, logins: Path) -> None:
     login = login_for(drive)
     closed = re.sub(r":\d+$", ":1", drive.base)
     save_login(
@@ -703,8 +696,8 @@ TEMPORARY = [
 @pytest.mark.parametrize("kind", ["upload", "get", "list", "ids", "token", "about"])
 @pytest.mark.parametrize("fault", TEMPORARY, ids=told)
 async def test_what_is_worth_another_try(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     logins: Path,
     kind: str,
     fault: Fault,
@@ -721,8 +714,8 @@ async def test_what_is_worth_another_try(
 @pytest.mark.parametrize("fault", TEMPORARY, ids=told)
 @pytest.mark.parametrize("size", [None, 5])
 async def test_a_page_is_never_data(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     fault: Fault,
     size: int | None,
 ) -> None:
@@ -734,8 +727,8 @@ async def test_a_page_is_never_data(
 
 
 async def test_a_page_of_the_very_size_is_no_data_either(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
 ) -> None:
     await gdrive_remote.create("packs/a", b"x" * len(page(200).body))
     drive.fault("download", page(200))
@@ -743,10 +736,7 @@ async def test_a_page_of_the_very_size_is_no_data_either(
         await gdrive_remote.get("packs/a")
 
 
-async def test_how_long_to_wait(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
-) -> None:
+async def test_how_long_to_wait(drive: DriveDouble, gdrive_remote: GoogleDriveRemote) -> None:
     """A date counts from the server's own clock, which may be years away from ours."""
     date, later = "Mon, 01 Jan 2001 00:00:00 GMT", "Mon, 01 Jan 2001 00:00:30 GMT"
     for fault, wait in (
@@ -779,8 +769,8 @@ async def test_how_long_to_wait(
     ],
 )
 async def test_what_is_not_worth_another_try_is_told_apart(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     reason: str,
     error: type[CryptfsError],
     words: str,
@@ -794,8 +784,8 @@ async def test_what_is_not_worth_another_try_is_told_apart(
 
 
 async def test_a_hostile_reason_does_not_reach_the_terminal(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
 ) -> None:
     drive.fault("list", refusal(403, "\x1b[2J" + "x" * 5000))
     with pytest.raises(CryptfsError) as caught:
@@ -805,8 +795,8 @@ async def test_a_hostile_reason_does_not_reach_the_terminal(
 
 
 async def test_a_full_drive_keeps_what_is_there(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
 ) -> None:
     await gdrive_remote.create("packs/a", OURS)
     drive.capacity = drive.used_bytes() + 100
@@ -822,16 +812,16 @@ async def test_a_full_drive_keeps_what_is_there(
 
 
 async def test_an_account_without_a_limit_tells_no_space(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
 ) -> None:
     drive.capacity = None
     assert await gdrive_remote.space() is None
 
 
 async def test_a_range_that_something_between_took_out(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
 ) -> None:
     await gdrive_remote.create("packs/a", b"0123456789")
     drive.fault("download", Ignore("Range"))
@@ -840,8 +830,8 @@ async def test_a_range_that_something_between_took_out(
 
 
 async def test_another_part_than_was_asked_for_is_no_answer(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
 ) -> None:
     await gdrive_remote.create("packs/a", b"0123456789")
     drive.fault("download", Reply(206, b"0123", {"Content-Range": "bytes 0-3/10"}))
@@ -850,8 +840,8 @@ async def test_another_part_than_was_asked_for_is_no_answer(
 
 
 async def test_an_object_that_was_cut_short_behind_our_back(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
 ) -> None:
     await gdrive_remote.create("packs/a", b"0123456789")
     drive.child(*VAULT, "packs", "a").data = b"0123"
@@ -867,8 +857,8 @@ async def test_an_object_that_was_cut_short_behind_our_back(
 
 @pytest.mark.parametrize("data", [OURS, LARGE], ids=["small", "large"])
 async def test_other_bytes_than_were_sent_do_not_count(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     data: bytes,
 ) -> None:
     drive.fault("upload" if data is OURS else "put", Corrupt())
@@ -881,8 +871,8 @@ async def test_other_bytes_than_were_sent_do_not_count(
 
 @pytest.mark.parametrize("name", ["packs/a", COMMIT])
 async def test_a_drive_that_accepts_and_forgets_is_found_out(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     name: str,
 ) -> None:
     await gdrive_remote.create("commits/0000000002.000", b"makes the register's page")
@@ -899,8 +889,8 @@ async def test_a_drive_that_accepts_and_forgets_is_found_out(
 
 
 async def test_a_409_for_a_file_that_drive_does_not_give(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
 ) -> None:
     drive.fault("upload", refusal(409, "fileIdInUse"))
     with pytest.raises(TemporaryFailure, match="does not give it"):
@@ -910,8 +900,8 @@ async def test_a_409_for_a_file_that_drive_does_not_give(
 
 @pytest.mark.parametrize("change", ["trashed", "renamed"])
 async def test_a_commit_that_a_person_put_away_is_brought_back(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     other_logins: Path,
     change: str,
 ) -> None:
@@ -935,8 +925,8 @@ async def test_a_commit_that_a_person_put_away_is_brought_back(
 
 
 async def test_a_listing_of_many_pages(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     other_logins: Path,
 ) -> None:
     for number in range(7):
@@ -948,8 +938,8 @@ async def test_a_listing_of_many_pages(
 
 
 async def test_a_page_token_that_is_rejected_starts_the_listing_again(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
 ) -> None:
     for number in range(7):
         await gdrive_remote.create(f"packs/{number}", b"x")
@@ -964,8 +954,8 @@ async def test_a_page_token_that_is_rejected_starts_the_listing_again(
 
 
 async def test_an_incomplete_listing_is_no_listing(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
 ) -> None:
     drive.incomplete = True
     with pytest.raises(TemporaryFailure, match="incomplete"):
@@ -973,8 +963,8 @@ async def test_an_incomplete_listing_is_no_listing(
 
 
 async def test_what_we_did_counts_before_a_late_listing(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
 ) -> None:
     drive.hide_new = True
     await gdrive_remote.create("packs/a", b"a")
@@ -995,8 +985,8 @@ async def test_what_we_did_counts_before_a_late_listing(
 
 
 async def test_a_late_listing_is_no_rollback(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     other_logins: Path,
 ) -> None:
     names = [f"commits/{epoch:010}.000" for epoch in range(1, 7)]
@@ -1015,8 +1005,8 @@ async def test_a_late_listing_is_no_rollback(
 
 
 async def test_an_object_that_no_listing_shows_is_found_by_its_id(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     other_logins: Path,
 ) -> None:
     drive.hide_new = True
@@ -1026,8 +1016,8 @@ async def test_an_object_that_no_listing_shows_is_found_by_its_id(
 
 
 async def test_a_pack_that_no_query_shows_yet_is_worth_another_try(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     other_logins: Path,
 ) -> None:
     drive.hide_new = True
@@ -1045,8 +1035,8 @@ async def test_a_pack_that_no_query_shows_yet_is_worth_another_try(
 
 
 async def test_of_two_packs_with_one_name_every_device_takes_the_oldest(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     other_logins: Path,
 ) -> None:
     packs = drive.child(*VAULT, "packs")
@@ -1067,8 +1057,8 @@ async def test_of_two_packs_with_one_name_every_device_takes_the_oldest(
 
 
 async def test_a_commit_beside_the_registered_one_does_not_count(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     other_logins: Path,
 ) -> None:
     commits = drive.child(*VAULT, "commits")
@@ -1084,8 +1074,8 @@ async def test_a_commit_beside_the_registered_one_does_not_count(
 
 
 async def test_strangers_are_listed_and_what_is_no_object_is_not(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
 ) -> None:
     vault, packs = drive.child(*VAULT), drive.child(*VAULT, "packs")
     drive.put(vault, "notes.txt", b"12345")
@@ -1108,8 +1098,8 @@ async def test_strangers_are_listed_and_what_is_no_object_is_not(
 
 
 async def test_a_rejected_token_is_renewed_once_for_all(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
 ) -> None:
     await gdrive_remote.create("packs/a", OURS)
     drive.access_tokens.clear()
@@ -1121,8 +1111,8 @@ async def test_a_rejected_token_is_renewed_once_for_all(
 
 
 async def test_a_token_that_ends_in_the_middle_of_an_upload(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     tmp_path: Path,
 ) -> None:
     source = tmp_path / "pack"
@@ -1136,8 +1126,8 @@ async def test_a_token_that_ends_in_the_middle_of_an_upload(
 
 
 async def test_a_token_is_renewed_before_it_ends(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     logins: Path,
 ) -> None:
     now = [1000.0]
@@ -1153,8 +1143,8 @@ async def test_a_token_is_renewed_before_it_ends(
 
 
 async def test_a_login_that_google_ended_is_asked_for_in_words_and_taken_up_again(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     logins: Path,
 ) -> None:
     await gdrive_remote.create("packs/a", b"x")
@@ -1171,8 +1161,8 @@ async def test_a_login_that_google_ended_is_asked_for_in_words_and_taken_up_agai
 
 
 async def test_a_token_that_is_never_good_is_a_login_needed(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
 ) -> None:
     drive.fault("about", refusal(401, "authError"), refusal(401, "authError"))
     with pytest.raises(LoginNeeded, match="does not accept the login"):
@@ -1181,8 +1171,8 @@ async def test_a_token_that_is_never_good_is_a_login_needed(
 
 
 async def test_a_client_id_that_is_gone(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
 ) -> None:
     drive.access_tokens.clear()
     drive.client = ("another", "secret")
@@ -1191,8 +1181,8 @@ async def test_a_client_id_that_is_gone(
 
 
 async def test_a_new_refresh_token_is_kept(
-    drive: DriveDouble,  # noqa: F811
-    gdrive_remote: GoogleDriveRemote,  # noqa: F811
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
     logins: Path,
 ) -> None:
     drive.access_tokens |= {"fresh"}

@@ -22,7 +22,9 @@ from cryptfs.remote.gdrive import GoogleDriveRemote
 from cryptfs.remote.gdrive_account import Login, read_login, save_login
 from cryptfs.remote.gdrive_login import Client, login_in_browser, login_on_device, read_client
 from tests.doubles.gdrive import DriveDouble, LoseReply, page, refusal
-from tests.remotes.gdrive import drive, login_for  # noqa: F401
+from tests.remotes.gdrive import login_for
+
+pytest_plugins = ["tests.remotes.gdrive_fixtures"]
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def client_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def client(drive: DriveDouble, client_file: Path) -> Client:  # noqa: F811
+def client(drive: DriveDouble, client_file: Path) -> Client:
     return read_client(client_file, drive.endpoints)
 
 
@@ -91,7 +93,7 @@ def browser() -> Iterator[Browser]:
 
 
 async def test_logging_in_in_a_browser(
-    drive: DriveDouble,  # noqa: F811
+    drive: DriveDouble,
     client: Client,
     browser: Browser,
     tmp_path: Path,
@@ -120,11 +122,7 @@ async def test_logging_in_in_a_browser(
     await remote.close()
 
 
-async def test_a_person_who_says_no(
-    drive: DriveDouble,  # noqa: F811
-    client: Client,
-    browser: Browser,
-) -> None:
+async def test_a_person_who_says_no(drive: DriveDouble, client: Client, browser: Browser) -> None:
     drive.consent = "access_denied"
     with pytest.raises(LoginNeeded, match=r"not allowed .*access_denied"):
         await login_in_browser(client, str, browser.open)
@@ -134,7 +132,7 @@ async def test_a_person_who_says_no(
 
 @pytest.mark.parametrize("device", [False, True])
 async def test_a_person_who_does_not_tick_drive(
-    drive: DriveDouble,  # noqa: F811
+    drive: DriveDouble,
     client: Client,
     browser: Browser,
     device: bool,
@@ -156,7 +154,7 @@ async def no_wait(seconds: float) -> None:
 
 @pytest.mark.parametrize("device", [False, True])
 async def test_a_project_without_the_drive_api(
-    drive: DriveDouble,  # noqa: F811
+    drive: DriveDouble,
     client: Client,
     browser: Browser,
     device: bool,
@@ -168,7 +166,7 @@ async def test_a_project_without_the_drive_api(
 
 @pytest.mark.parametrize("fault", [LoseReply(), page(200), page(500), refusal(500, "backendError")])
 async def test_an_exchange_that_fails_is_said_in_words(
-    drive: DriveDouble,  # noqa: F811
+    drive: DriveDouble,
     client: Client,
     browser: Browser,
     fault: Any,
@@ -178,10 +176,7 @@ async def test_an_exchange_that_fails_is_said_in_words(
         await login_in_browser(client, str, browser.open)
 
 
-async def test_logging_in_on_another_device(
-    drive: DriveDouble,  # noqa: F811
-    client: Client,
-) -> None:
+async def test_logging_in_on_another_device(drive: DriveDouble, client: Client) -> None:
     pending = "authorization_pending"
     drive.device_polls = [pending, "slow_down", pending]
     drive.fault("token", page(200), nth=1)
@@ -201,7 +196,7 @@ async def test_logging_in_on_another_device(
     assert login.refresh_token in drive.refresh_tokens
 
 
-async def test_polling_slower_when_asked_to(drive: DriveDouble, client: Client) -> None:  # noqa: F811
+async def test_polling_slower_when_asked_to(drive: DriveDouble, client: Client) -> None:
     drive.device_polls = ["slow_down", "slow_down", "authorization_pending"]
     waited: list[float] = []
 
@@ -222,7 +217,7 @@ async def test_polling_slower_when_asked_to(drive: DriveDouble, client: Client) 
     ],
 )
 async def test_a_code_that_leads_to_nothing(
-    drive: DriveDouble,  # noqa: F811
+    drive: DriveDouble,
     client: Client,
     polls: list[str],
     words: str,
@@ -232,10 +227,7 @@ async def test_a_code_that_leads_to_nothing(
         await login_on_device(client, str, no_wait)
 
 
-async def test_a_client_that_may_not_log_in_with_a_code(
-    drive: DriveDouble,  # noqa: F811
-    client: Client,
-) -> None:
+async def test_a_client_that_may_not_log_in_with_a_code(drive: DriveDouble, client: Client) -> None:
     drive.client = ("another", "secret")
     with pytest.raises(UsageError, match="TVs and Limited Input devices"):
         await login_on_device(client, str, no_wait)
@@ -260,10 +252,7 @@ def test_a_file_that_is_no_client_id(tmp_path: Path, content: str) -> None:
         read_client(tmp_path / "absent")
 
 
-def test_the_login_is_kept_for_this_user_only(
-    drive: DriveDouble,  # noqa: F811
-    tmp_path: Path,
-) -> None:
+def test_the_login_is_kept_for_this_user_only(drive: DriveDouble, tmp_path: Path) -> None:
     logins = tmp_path / "state" / "logins"
     save_login(logins, login_for(drive))
     (path,) = logins.iterdir()
@@ -273,7 +262,7 @@ def test_the_login_is_kept_for_this_user_only(
 
 
 def test_a_login_that_cannot_be_written_leaves_the_former_one(
-    drive: DriveDouble,  # noqa: F811
+    drive: DriveDouble,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -293,7 +282,7 @@ def test_a_login_that_cannot_be_written_leaves_the_former_one(
 
 
 def test_log_in_again_and_out(
-    drive: DriveDouble,  # noqa: F811
+    drive: DriveDouble,
     client_file: Path,
     browser: Browser,
     tmp_path: Path,
@@ -325,7 +314,7 @@ def test_log_in_again_and_out(
 
 
 def test_logging_out_forgets_nothing_that_google_was_not_told(
-    drive: DriveDouble,  # noqa: F811
+    drive: DriveDouble,
     tmp_path: Path,
 ) -> None:
     save_login(tmp_path, login_for(drive))
