@@ -7,6 +7,7 @@ a URL: session links and tokens are secrets.
 from __future__ import annotations
 
 import email.utils
+import functools
 import ipaddress
 import logging
 import ssl
@@ -43,6 +44,7 @@ def new_client(parallel: int, **options: object) -> httpx.AsyncClient:
     return httpx.AsyncClient(limits=limits, headers=headers, **options)  # type: ignore[arg-type]
 
 
+@functools.cache  # reading them takes 0.1 s, and every client may use the same
 def trusted_authorities() -> ssl.SSLContext:
     """Returns httpx's own authorities and this system's: a NAS may have one made at home."""
     context = httpx.create_ssl_context()
