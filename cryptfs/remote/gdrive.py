@@ -423,21 +423,29 @@ class GoogleDriveRemote(Remote):
 
     async def _catch_up(self, kind: str) -> None:
         """Asks by id for the numbers that a late listing may lack."""
-        shelf = self._shelves[kind]
-        parsed = [_number_in(kind, file.name) for file in shelf]
+        parsed = [_number_in(kind, file.name) for file in self._shelves[kind]]
         numbers = {number for number in parsed if number is not None}
-        highest = max(numbers, default=0)
-        absent = self._absent[kind]
-        for number in range(max(1, highest - GAPS), highest):
-            # Names are not created again, so what is gone once need not be asked for again.
-            if (
-                number not in numbers
-                and number not in absent
-                and not await self._meet(kind, number)
-            ):
-                absent.add(number)
+        lowest, highest = min(numbers, default=1), max(numbers, default=0)
+        for number in range(max(lowest, highest - GAPS), highest):
+            if number not in numbers:
+                await self._meet_older(kind, number)
+        # Old commits are removed from below: where one is gone, those before it are.
+        while lowest > 1 and await self._meet_older(kind, lowest - 1):
+            lowest -= 1
         while await self._meet(kind, highest + 1):
             highest += 1
+
+    async def _meet_older(self, kind: str, number: int) -> bool:
+        """As ``_meet``, for a number below the highest: one that is gone is asked for once.
+
+        Names are not created again.
+        """
+        if number in self._absent[kind]:
+            return False
+        found = await self._meet(kind, number)
+        if not found:
+            self._absent[kind].add(number)
+        return found
 
     async def _meet(self, kind: str, number: int) -> bool:
         """Puts the object of that number on the shelf, if there is one."""

@@ -174,6 +174,7 @@ class DriveDouble:
         self.chance: Callable[[str], Fault | None] = lambda kind: None
         """Asked for each request, for faults that nobody planned."""
         self.met_by_chance = 0
+        self.connections = 0
         self.latency_s = 0.0
         self._faults: dict[str, list[tuple[int, Fault]]] = {}
         self._counts: dict[str, int] = {}
@@ -280,7 +281,7 @@ class DriveDouble:
 def drive_double() -> Iterator[DriveDouble]:
     """A Drive that serves until the block ends."""
     double = DriveDouble()
-    server = _Server(("127.0.0.1", 0), _handler(double))
+    server = _Server(double)
     double.base = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
@@ -294,11 +295,13 @@ def drive_double() -> Iterator[DriveDouble]:
 class _Server(ThreadingHTTPServer):
     daemon_threads = False
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, double: DriveDouble) -> None:
+        self.drive = double
         self.open: set[socket.socket] = set()
-        super().__init__(*args)
+        super().__init__(("127.0.0.1", 0), _handler(double))
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        self.drive.connections += 1
         self.open.add(request)
         super().process_request(request, client_address)
 

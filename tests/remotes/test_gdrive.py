@@ -392,6 +392,29 @@ async def test_a_register_page_of_rubbish_is_refused(
                 await other.create("commits/0000000002.000", OURS)
 
 
+async def test_requests_share_a_connection_and_never_more_than_four(
+    drive: DriveDouble, gdrive_remote: GoogleDriveRemote
+) -> None:
+    before = drive.connections
+    await gdrive_remote.create(COMMIT, OURS)
+    await gdrive_remote.create("packs/a", OURS)
+    await gdrive_remote.create("packs/large", LARGE)
+    for refused in (OURS, LARGE):
+        with pytest.raises(ObjectExists):
+            await gdrive_remote.create("packs/a", refused + b"?")
+    with pytest.raises(ObjectNotFound):
+        await gdrive_remote.get("commits/0000000009.000")
+    await gdrive_remote.get("packs/a", 5, 10)
+    await gdrive_remote.delete("packs/a")
+    assert len(await gdrive_remote.list("packs/")) == 1
+    await gdrive_remote.delete("packs/never")
+    assert drive.connections - before <= 1
+    async with trio.open_nursery() as nursery:
+        for number in range(40):
+            nursery.start_soon(gdrive_remote.create, f"packs/{number}", OURS)
+    assert drive.connections - before <= 5
+
+
 async def test_first_creates_side_by_side_list_the_folder_once(
     drive: DriveDouble,
     gdrive_remote: GoogleDriveRemote,
@@ -1002,6 +1025,29 @@ async def test_a_late_listing_is_no_rollback(
         await gdrive_remote.delete(names[0])
         drive.hidden.add(drive.child(*VAULT, *names[2].split("/")).id)
         assert [info.name for info in await other.list("commits/")] == names[1:]
+
+
+async def test_asking_for_what_a_listing_may_lack_costs_little(
+    drive: DriveDouble, gdrive_remote: GoogleDriveRemote, other_logins: Path
+) -> None:
+    """After a garbage collection most numbers are gone, and nobody asks for each."""
+    names = [f"commits/{epoch:010}.000" for epoch in range(1, 41)]
+    for name in names:
+        await gdrive_remote.create(name, OURS)
+    for name in names[:30]:
+        await gdrive_remote.delete(name)
+    async with another_process(other_logins) as other:
+        await other.list("packs/")
+        costs = []
+        for _ in range(2):
+            before = len(drive.seen)
+            assert [info.name for info in await other.list("commits/")] == names[30:]
+            costs.append(drive.kinds()[before:])
+        assert costs == [["list", "download", "get", "get"], ["list", "get"]]
+        # The lowest of a young vault may be what the listing lacks.
+        drive.hidden |= {drive.child(*VAULT, *name.split("/")).id for name in names[30:33]}
+    async with another_process(other_logins) as other:
+        assert [info.name for info in await other.list("commits/")] == names[30:]
 
 
 async def test_an_object_that_no_listing_shows_is_found_by_its_id(
