@@ -117,6 +117,7 @@ class DriveWire:
         self._logins = logins
         self._tokens = Tokens(logins, monotonic)
         self._client: httpx.AsyncClient | None = None
+        self._opening = trio.Lock()
         self._endpoints: Endpoints | None = None
         self.server_time: float | None = None
         """When the latest answer was made, by Drive's clock, in seconds since 1970."""
@@ -148,9 +149,7 @@ class DriveWire:
         ``url`` is below an endpoint, or an upload session's. IntegrityError where more than
         an object's bytes come.
         """
-        client = self._client
-        if client is None:
-            client = self._client = await trio.to_thread.run_sync(new_client, PARALLEL)
+        client = await self._open_client()
         token = await self._tokens.get(client)
         for last in (False, True):
             sent = dict(headers or {}, Authorization=f"Bearer {token}")
@@ -174,6 +173,13 @@ class DriveWire:
         if answer.status in expect or 200 <= answer.status < 300:
             return answer
         raise failure(answer)
+
+    async def _open_client(self) -> httpx.AsyncClient:
+        async with self._opening:
+            if self._client is None:
+                # Reads the certificates of all authorities.
+                self._client = await trio.to_thread.run_sync(new_client, PARALLEL)
+            return self._client
 
     async def api(self, method: str, path: str, **options: Any) -> Answer:
         """As ``send``, to a path of the API."""

@@ -54,9 +54,10 @@ class Browser:
         self.pages: list[str] = []
         self.threads: list[threading.Thread] = []
         self.asked: dict[str, str] = {}
+        self.done = threading.Event()
 
     def open(self, url: str) -> None:
-        thread = threading.Thread(target=self._visit, args=(url,))
+        thread = threading.Thread(target=self.visit, args=(url,))
         thread.start()
         self.threads.append(thread)
 
@@ -64,7 +65,7 @@ class Browser:
         for thread in self.threads:
             await trio.to_thread.run_sync(thread.join)
 
-    def _visit(self, url: str) -> None:
+    def visit(self, url: str) -> None:
         query = {key: values[0] for key, values in parse_qs(urlsplit(url).query).items()}
         self.asked = query
         home = query["redirect_uri"]
@@ -74,6 +75,7 @@ class Browser:
             self._get(home + uninvited)
         self._get(url)
         ahead.close()
+        self.done.set()
 
     def _get(self, url: str) -> None:
         try:
@@ -120,6 +122,14 @@ async def test_logging_in_in_a_browser(
     await remote.prepare()
     assert await remote.list("") == []
     await remote.close()
+
+
+async def test_a_browser_in_the_terminal_that_returns_only_when_it_is_closed(
+    client: Client, browser: Browser
+) -> None:
+    login = await login_in_browser(client, str, browser.visit)
+    assert login.account == "me@example.org"
+    assert await trio.to_thread.run_sync(browser.done.wait, 10)
 
 
 async def test_a_person_who_says_no(drive: DriveDouble, client: Client, browser: Browser) -> None:
