@@ -18,9 +18,6 @@ PARALLEL_CREATES: Final = 4
 PARALLEL_OTHERS: Final = 8
 """Of their own, so that nobody who reads a file waits behind uploads."""
 
-LONGEST_NAP: Final = 1.0
-"""Seconds after which a waiting call looks whether the limit was changed."""
-
 NOTHING: Final = 1e-6
 
 
@@ -35,6 +32,7 @@ class Pace:
         self._debt_bytes = 0.0
         self._as_of = 0.0
         self._turn = trio.Lock()
+        self._changed = trio.Event()
 
     @property
     def bytes_per_second(self) -> int | None:
@@ -44,12 +42,15 @@ class Pace:
     def bytes_per_second(self, value: int | None) -> None:
         self._pay()
         self._bytes_per_second = value
+        self._changed.set()
 
     async def take(self, size_bytes: int) -> None:
         """Returns when it is our turn; cancelled before, nothing was taken."""
         async with self._turn:  # in the order in which they came
             while (wait := self._seconds_in_debt()) > NOTHING:
-                await trio.sleep(min(wait, LONGEST_NAP))
+                self._changed = trio.Event()
+                with trio.move_on_after(wait):
+                    await self._changed.wait()
             self.charge(size_bytes)
 
     def charge(self, size_bytes: int) -> None:
