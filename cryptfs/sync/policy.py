@@ -115,10 +115,9 @@ class PublishPolicy:
         self._publisher.interrupt()
 
     def resume(self) -> None:
-        """Ends a pause, and the wait after a failure."""
+        """Ends a pause, and the wait after a failure: what is here is published now."""
         self._paused = False
-        if self._progress.publication() is not None or self._retry_at is not None:
-            self._retry_at = trio.current_time()
+        self._retry_at = trio.current_time()
         self._wake.set()
 
     async def publish_now(self, on_progress: Callable[[Upload], None] | None = None) -> int:
