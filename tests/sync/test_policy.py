@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -105,7 +106,7 @@ async def test_the_waits_grow_up_to_five_minutes(
         desk.line.fault = away
         await write_file(desk.vault, b"file", b"content")
         await trio.sleep(2000)
-        waits = [after - before for before, after in zip(tried, tried[1:], strict=False)]
+        waits = [after - before for before, after in itertools.pairwise(tried)]
         assert waits[:6] == [15, 30, 60, 120, 240, 300]
         assert set(waits[5:]) == {300}
         assert desk.policy.state is State.OFFLINE
@@ -244,9 +245,7 @@ async def test_a_pause_ends_an_upload_where_it_is(
         assert len(again) == 12 - sent + 1, "what was confirmed is not sent again"
 
 
-async def test_who_waits_for_an_upload_hears_of_the_pause(
-    device: Device, clock: MockClock
-) -> None:
+async def test_who_waits_for_an_upload_hears_of_the_pause(device: Device, clock: MockClock) -> None:
     async with at_work(device) as desk:
         await write_file(desk.vault, b"file", noise(200_000))
         desk.line.hold()
