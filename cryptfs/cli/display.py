@@ -109,7 +109,7 @@ def live() -> Iterator[Callable[[str], None]]:
     from rich.text import Text
 
     console = Console(highlight=False)
-    if not console.is_terminal:
+    if not console.is_terminal or console.is_dumb_terminal:  # which cannot go back up
         yield show
         return
     with Live(console=console, auto_refresh=False) as screen:
