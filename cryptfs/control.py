@@ -42,6 +42,7 @@ class MountRequest:
     verify: str | None = None
     limit_up: int | None = None
     limit_down: int | None = None
+    allow_metered: bool = False
 
     def encode(self) -> bytes:
         return json.dumps(

@@ -46,10 +46,12 @@ from cryptfs.control import (
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.recovery_key import RecoveryKey
 from cryptfs.errors import CryptfsError, FuseUnavailable, OutOfSpace
+from cryptfs.format.names import header_name
 from cryptfs.fuse import Handlers
 from cryptfs.remote.location import open_remote
 from cryptfs.remote.stack import Stack, Treatment
 from cryptfs.remote.verifying import Verify
+from cryptfs.sync.metered import is_metered
 from cryptfs.sync.policy import PublishPolicy
 from cryptfs.sync.publish import Upload
 from cryptfs.unlock import Unlocked
@@ -84,10 +86,16 @@ class Mount:
             dirty_bytes=lambda: vault.dirty.size_bytes,
             spooled_bytes=vault.view.content.spooled_bytes,
             paused=vault.view.state.is_paused,
+            is_metered=is_metered if self._spares_the_network() else None,
         )
         self._publish_at_end = True
         self._problem: CryptfsError | None = None
         self._ended = trio.Event()
+
+    def _spares_the_network(self) -> bool:
+        """A folder is on this machine, or somebody else's program cares for its way."""
+        is_folder = self._remote.local_path(header_name(1)) is not None
+        return not is_folder and not self._request.allow_metered
 
     # -- life ------------------------------------------------------------------------------
 

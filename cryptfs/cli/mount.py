@@ -51,6 +51,7 @@ _LARGE_LOG: Final = 1 << 20
     help="Go on although the vault is behind what this device has seen.",
 )
 @limit_options
+@click.option("--allow-metered", is_flag=True, help="Upload by itself on a metered network too.")
 @verify_option
 @click.option("--device-name", metavar="NAME", help="This device's name in the log.")
 @click.option("--json", "as_json", is_flag=True, help="Print the status of the mount as JSON.")
@@ -63,6 +64,7 @@ def mount(
     foreground: bool,
     accept_rollback: bool,
     limits: Limits,
+    allow_metered: bool,
     verify: str | None,
     device_name: str | None,
     as_json: bool,
@@ -107,6 +109,7 @@ def mount(
         verify=verify,
         limit_up=limits.up or None,
         limit_down=limits.down or None,
+        allow_metered=allow_metered,
     )
     state = StateFolder(around.state_root, unlocked.keys.vault_id)
     _remember(state, remote.url, unlocked)

@@ -7,6 +7,7 @@ changes for 5 minutes                  a publication, quiet or not
 the remote is away, or refuses         another try after 15 s, 30 s, … 5 minutes, or when
                                        the remote says
 paused                                 nothing until resumed
+the network is metered                 nothing, and a look every half minute
 another device published this epoch    nothing any more (EpochTaken)
 =====================================  ===================================================
 
@@ -16,12 +17,13 @@ Whoever asks for a publication gets one at once, whatever this table says.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from typing import Final
 
 import trio
 
+from cryptfs.concurrency import open_nursery
 from cryptfs.errors import (
     CryptfsError,
     EpochTaken,
@@ -44,6 +46,12 @@ FULL_BYTES: Final = 64 << 20
 
 FIRST_RETRY_SECONDS: Final = 15.0
 LONGEST_RETRY_SECONDS: Final = 300.0
+
+METER_SECONDS: Final = 30.0
+
+
+class Metered(CryptfsError):
+    """Each byte may cost money: nothing goes up by itself."""
 
 
 class State(StrEnum):
@@ -69,6 +77,7 @@ class PublishPolicy:
         dirty_bytes: Callable[[], int],
         spooled_bytes: Callable[[], int],
         paused: bool = False,
+        is_metered: Callable[[], Awaitable[bool]] | None = None,
     ):
         self._database = database
         self._progress = progress
@@ -76,6 +85,7 @@ class PublishPolicy:
         self._dirty_bytes = dirty_bytes
         self._spooled_bytes = spooled_bytes
         self._paused = paused
+        self._is_metered = is_metered
         self._failures = 0
         self._retry_at: float | None = None
         self._changed_since: float | None = None
@@ -102,6 +112,8 @@ class PublishPolicy:
         match self.problem:
             case None:
                 return State.IDLE
+            case Metered():
+                return State.PAUSED
             case VaultUnreachable():
                 return State.OFFLINE
             case LoginNeeded():
@@ -147,14 +159,40 @@ class PublishPolicy:
                 await self._publish()
 
     async def _publish(self) -> None:
+        if await self._waits_for_free_network():
+            return
         try:
-            await self.publish_now()
+            async with open_nursery() as nursery:
+                nursery.start_soon(self._stop_when_metered)
+                await self.publish_now()
+                nursery.cancel_scope.cancel()
         except UploadPaused:
             log.info("the upload is paused")
+            self._retry_at = trio.current_time()  # when it may go on, it does so at once
         except EpochTaken as error:
             log.error("%s", error)
         except CryptfsError as error:
             log.warning("not published, tried again later: %s", error)
+
+    async def _stop_when_metered(self) -> None:
+        if self._is_metered is None:
+            return
+        while True:
+            await trio.sleep(METER_SECONDS)
+            if await self._is_metered():
+                self._publisher.interrupt()
+
+    async def _waits_for_free_network(self) -> bool:
+        if self._is_metered is None or not await self._is_metered():
+            if isinstance(self.problem, Metered):
+                self.problem = None
+            return False
+        self.problem = Metered(
+            "the network is metered, so nothing is uploaded by itself; to upload all the same: "
+            "cryptfs sync, or mount with --allow-metered"
+        )
+        self._retry_at = trio.current_time() + METER_SECONDS
+        return True
 
     def _is_due(self) -> bool:
         now = trio.current_time()

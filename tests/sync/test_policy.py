@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -53,7 +53,12 @@ class Desk:
 
 
 @asynccontextmanager
-async def at_work(device: Device, *, paused: bool = False) -> AsyncIterator[Desk]:
+async def at_work(
+    device: Device,
+    *,
+    paused: bool = False,
+    is_metered: Callable[[], Awaitable[bool]] | None = None,
+) -> AsyncIterator[Desk]:
     lines: list[FaultyRemote] = []
 
     def around(remote: object) -> FaultyRemote:
@@ -69,6 +74,7 @@ async def at_work(device: Device, *, paused: bool = False) -> AsyncIterator[Desk
             dirty_bytes=lambda: vault.dirty.size_bytes,
             spooled_bytes=vault.view.content.spooled_bytes,
             paused=paused,
+            is_metered=is_metered,
         )
         nursery.start_soon(policy.run)
         yield Desk(vault, policy, lines[0])
@@ -271,3 +277,60 @@ async def test_a_pause_outlives_the_mount(device: Device) -> None:
         vault.view.state.set_paused(False)
         vault.view.state.set_paused(False)
         assert not vault.view.state.is_paused
+
+
+# -- a metered network -----------------------------------------------------------------------
+
+
+class Meter:
+    """Whether the network is metered, as a test says."""
+
+    def __init__(self, metered: bool = True) -> None:
+        self.metered = metered
+
+    async def is_metered(self) -> bool:
+        await trio.lowlevel.checkpoint()
+        return self.metered
+
+
+async def test_on_a_metered_network_nothing_goes_up_by_itself(
+    device: Device, clock: MockClock
+) -> None:
+    meter = Meter()
+    async with at_work(device, is_metered=meter.is_metered) as desk:
+        assert desk.policy.problem is None, "with nothing to upload nobody needs to know"
+        await write_file(desk.vault, b"file", b"content")
+        await trio.sleep(1000)
+        assert (desk.tries, desk.policy.state) == (0, State.PAUSED)
+        assert "--allow-metered" in str(desk.policy.problem)
+        assert await desk.policy.publish_now() == 2, "who asks knows"
+        assert desk.policy.state is State.IDLE
+        await write_file(desk.vault, b"file 2", b"content")
+        await trio.sleep(1000)
+        assert desk.epoch == 2
+        meter.metered = False
+        await trio.sleep(policy_module.METER_SECONDS + policy_module.LOOK_SECONDS)
+        assert (desk.epoch, desk.policy.state, desk.policy.problem) == (3, State.IDLE, None)
+
+
+async def test_an_upload_ends_where_it_is_when_the_network_becomes_metered(
+    device: Device, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack_format, "MAX_OBJECT", 256 << 10)
+    meter = Meter(metered=False)
+    async with at_work(device, is_metered=meter.is_metered) as desk:
+        for number in range(40):
+            await write_file(desk.vault, b"%d" % number, noise(200_000, number))
+        desk.line.latency_seconds = 10
+        await trio.sleep(50)
+        assert desk.policy.state is State.UPLOADING
+        meter.metered = True
+        await trio.sleep(100)
+        assert (desk.epoch, desk.policy.state) == (1, State.PAUSED)
+        sent = len(device.objects("packs"))
+        assert 0 < sent < 40
+        await trio.sleep(1000)
+        assert len(device.objects("packs")) == sent
+        meter.metered = False
+        await trio.sleep(200)
+        assert (desk.epoch, desk.policy.state) == (2, State.IDLE)
