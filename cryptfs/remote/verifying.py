@@ -20,7 +20,6 @@ from __future__ import annotations
 import logging
 import os
 from enum import StrEnum
-from pathlib import Path
 from typing import Final
 
 import trio
@@ -40,6 +39,8 @@ TAIL: Final = 256
 
 SAMPLED: Final = 256 // 8
 """Of 256 packs, how many are read back for a sample."""
+
+BLOCK: Final = 1 << 20
 
 RANDOM_NAMES: Final = "packs/"
 """Nobody else can have made an object of such a name, so a damaged one is ours to replace. Other
@@ -108,12 +109,12 @@ class VerifyingRemote(Wrapper):
         if not whole and not self.capabilities.ranges:
             return size == await self._listed_size(name)
         start = 0 if whole else max(0, size - TAIL)
-        wanted = await trio.to_thread.run_sync(_read, source, start)
         try:
             # To the end, wherever that is: so an object that is too long is noticed as well.
-            return await self.inner.get(name, start) == wanted
+            data = await self.inner.get(name, start)
         except IntegrityError:  # it ends before that, or is larger than any object
             return False
+        return await trio.to_thread.run_sync(_ends_with, source, start, data)
 
     async def _listed_size(self, name: str) -> int:
         folder = name.rpartition("/")[0]
@@ -123,13 +124,15 @@ class VerifyingRemote(Wrapper):
         raise ObjectNotFound(f"{name} is not listed at {self.url}")
 
 
-def _read(source: Source, start: int) -> bytes:
+def _ends_with(source: Source, start: int, data: bytes) -> bool:
+    """Whether ``data`` is the source from ``start`` on; a file is never whole in memory."""
     if isinstance(source, bytes):
-        return source[start:]
-    return _read_file(source, start)
-
-
-def _read_file(path: Path, start: int) -> bytes:
-    with path.open("rb") as file:
+        return source[start:] == data
+    rest = memoryview(data)
+    with source.open("rb") as file:
         file.seek(start)
-        return file.read()
+        while block := file.read(BLOCK):
+            if rest[: len(block)] != block:
+                return False
+            rest = rest[len(block) :]
+    return not rest

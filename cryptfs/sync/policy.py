@@ -63,8 +63,8 @@ class State(StrEnum):
     OFFLINE = "offline"
     LOGIN_NEEDED = "login needed"
     REFUSED = "refused"
-    """The remote can be reached, and does not take what is here: full, read-only, or another
-    device was first."""
+    """The remote can be reached, and nothing can be published: it or this disk is full, it is
+    read-only, or another device was first."""
 
 
 class PublishPolicy:
