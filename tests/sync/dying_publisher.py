@@ -12,6 +12,7 @@ The lives are forked from a process that has imported everything and runs no thr
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -94,11 +95,18 @@ class Fate:
         return step_and_call
 
 
+def refuse_links(*_: object, **__: object) -> None:
+    """What a filesystem without hard links answers."""
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
 async def live(folder: Path, number: int, steps: int) -> None:
     """One life, with ``steps`` before its death in publishing; 0 for none."""
     pack_format.MAX_OBJECT = 256 << 10  # type: ignore[misc]
     exchange.BATCH_BYTES = 1000  # type: ignore[misc]
     publish_module.CHECKPOINT_EVERY = 2  # type: ignore[misc]
+    if number % 2:
+        os.link = refuse_links  # so that objects are copied into place
     fate = Fate()
 
     def around(remote: Remote) -> Remote:
