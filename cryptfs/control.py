@@ -39,6 +39,10 @@ class MountRequest:
     allow_other: bool = False
     accept_rollback: bool = False
     foreground: bool = False
+    verify: str | None = None
+    limit_up: int | None = None
+    limit_down: int | None = None
+    allow_metered: bool = False
 
     def encode(self) -> bytes:
         return json.dumps(

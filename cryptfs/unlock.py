@@ -19,6 +19,7 @@ from cryptfs.errors import (
     CryptfsError,
     FormatError,
     IntegrityError,
+    LoginNeeded,
     NewerFormat,
     NotAVault,
     ObjectNotFound,
@@ -70,18 +71,18 @@ class Found:
 
     headers: tuple[tuple[int, UnverifiedHeader], ...]
     refused: tuple[CryptfsError, ...]
-    offline: VaultUnreachable | None = None
+    offline: VaultUnreachable | LoginNeeded | None = None
 
 
 async def find_headers(remote: Remote, state_root: Path) -> Found:
     """Reads the headers from the remote, or those that were kept here while it is away.
 
     Raises NotAVault when the place holds none and no commit either, NewerFormat, and
-    VaultUnreachable when nothing is known here.
+    VaultUnreachable or LoginNeeded when nothing is known here.
     """
     try:
         names = [parse_name(info.name) for info in await remote.list(HEADERS)]
-    except VaultUnreachable as error:
+    except (VaultUnreachable, LoginNeeded) as error:
         kept = _kept_headers(remote.url, state_root)
         if not kept:
             raise

@@ -15,7 +15,14 @@ import trio
 
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.recovery_key import RecoveryKey
-from cryptfs.errors import OutOfSpace, RollbackError, UsageError, VaultBusy, VaultUnreachable
+from cryptfs.errors import (
+    LoginNeeded,
+    OutOfSpace,
+    RollbackError,
+    UsageError,
+    VaultBusy,
+    VaultUnreachable,
+)
 from cryptfs.format.header import Header, encode_header
 from cryptfs.format.names import header_name, parse_name
 from cryptfs.fs.dirty import DirtyChunks
@@ -169,7 +176,7 @@ class Vault:
         """Brings what others published; goes on with what is here if the remote is away."""
         try:
             pulled = await self.puller.pull(accept_rollback=accept_rollback)
-        except VaultUnreachable as error:
+        except (VaultUnreachable, LoginNeeded) as error:
             if not self.view.progress.published_epoch:
                 raise
             self.notices.append(f"{error}; going on with what is on this device")

@@ -13,16 +13,18 @@ import pytest
 from cryptfs.errors import (
     CryptfsError,
     IntegrityError,
+    LoginNeeded,
     NotAVault,
     UsageError,
     VaultBusy,
     VaultUnreachable,
     WrongSecret,
 )
+from cryptfs.format.header import Header
 from cryptfs.ids import ROOT_INODE
 from cryptfs.remote.folder import FolderRemote
 from cryptfs.store.database import Database
-from cryptfs.unlock import Unlocked, unlock
+from cryptfs.unlock import Unlocked, find_headers, keep_header, unlock
 from cryptfs.vault import init_vault, open_vault, open_view
 from tests.device import (
     Camera,
@@ -33,6 +35,7 @@ from tests.device import (
     read_file,
     write_file,
 )
+from tests.remotes.faulty import FaultyRemote, fail_always
 from tests.vectors.seeded import KEY, KEYS, OTHER_KEY, OTHER_KEYS
 
 # -- making ----------------------------------------------------------------------------------------
@@ -177,6 +180,26 @@ async def test_the_remote_is_away_and_work_goes_on(device: Device) -> None:
         seen = await look(vault)
     async with device.second(device.folder / "second").opened() as vault:
         assert await look(vault) == seen
+
+
+async def test_a_login_is_needed_and_work_goes_on(device: Device) -> None:
+    """Trust ends after some weeks: that is no reason not to get at what is here."""
+    async with device.opened() as vault:
+        await write_file(vault, b"settled", b"one")
+        keep_header(vault.view.state, str(device.remote_folder), Header(KEYS.vault_id, 1, ()), KEYS)
+    error = LoginNeeded("the login has ended; log in with: cryptfs login")
+    device.around_remote = lambda remote: FaultyRemote(remote, fail_always(error))
+    found = await find_headers(device.remote(), device.folder / "state")
+    assert (len(found.headers), found.offline) == (1, error)
+    async with device.opened() as vault:
+        assert vault.notices == [f"{error}; going on with what is on this device"]
+        assert await read_file(vault, b"settled") == b"one"
+        with pytest.raises(LoginNeeded):
+            await vault.publisher.publish()
+    with pytest.raises(LoginNeeded):
+        second = device.second(device.folder / "second")
+        second.around_remote = device.around_remote
+        await second.open()
 
 
 async def test_a_new_device_needs_the_remote(device: Device, tmp_path: Path) -> None:

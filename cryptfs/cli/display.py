@@ -33,9 +33,9 @@ def show(text: str) -> None:
     click.echo(text)
 
 
-def show_json(value: Any) -> None:
-    """Gives the result to a program."""
-    show(json.dumps(value, indent=2, ensure_ascii=False))
+def show_json(value: Any, indent: int | None = 2) -> None:
+    """Gives the result to a program; without ``indent`` as one line."""
+    show(json.dumps(value, indent=indent, ensure_ascii=False))
 
 
 def format_size(size_bytes: int) -> str:
@@ -58,6 +58,16 @@ def format_age(then: str, now: float | None = None) -> str:
             count = seconds // size
             return f"{text} ({count} {unit}{'s' if count > 1 else ''} ago)"
     return f"{text} (now)" if seconds >= 0 else text
+
+
+def format_duration(seconds: int) -> str:
+    """``1 h 5 min``, ``3 min``, ``20 s``: the two largest units that say something."""
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def count(number: int, one: str, many: str | None = None) -> str:
@@ -89,6 +99,21 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if not console.is_terminal:
         console.width = 200
     console.print(table)
+
+
+@contextmanager
+def live() -> Iterator[Callable[[str], None]]:
+    """A text that replaces the one before it, on a terminal; elsewhere they follow each other."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal or console.is_dumb_terminal:  # which cannot go back up
+        yield show
+        return
+    with Live(console=console, auto_refresh=False) as screen:
+        yield lambda text: screen.update(Text(text), refresh=True)
 
 
 @contextmanager

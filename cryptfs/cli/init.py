@@ -27,6 +27,7 @@ from cryptfs.crypto.recovery_key import LINES, RecoveryKey
 from cryptfs.errors import CryptfsError, UsageError, VaultUnreachable
 from cryptfs.remote.base import Remote
 from cryptfs.remote.location import open_remote
+from cryptfs.remote.stack import Stack
 from cryptfs.unlock import SlotRequest
 from cryptfs.vault import check_vacant, init_vault
 
@@ -76,7 +77,7 @@ def init(
     if not yes:
         require_terminal("a line of the recovery key", "--yes")
     around = surroundings(device_name)
-    remote = open_remote(vault)
+    remote = Stack(open_remote(vault))
     trio.run(_require_vacant, remote)
     _require_writable(around.state_root)
     slot = None

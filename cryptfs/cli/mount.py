@@ -21,10 +21,12 @@ import trio
 from cryptfs.cli.asking import SecretSource, open_with, secret_options
 from cryptfs.cli.display import say, show_json, warn
 from cryptfs.cli.examples import examples
+from cryptfs.cli.limits import Limits, limit_options, verify_option
 from cryptfs.cli.places import find_mounted, is_inside, raise_error, surroundings
 from cryptfs.control import Message, MountRequest
 from cryptfs.errors import CryptfsError, FuseUnavailable, UsageError, VaultBusy
 from cryptfs.remote.location import open_remote
+from cryptfs.remote.stack import Stack
 from cryptfs.store.state import Seen, StateFolder
 from cryptfs.unlock import Unlocked, keep_header
 
@@ -48,6 +50,9 @@ _LARGE_LOG: Final = 1 << 20
     is_flag=True,
     help="Go on although the vault is behind what this device has seen.",
 )
+@limit_options
+@click.option("--allow-metered", is_flag=True, help="Upload by itself on a metered network too.")
+@verify_option
 @click.option("--device-name", metavar="NAME", help="This device's name in the log.")
 @click.option("--json", "as_json", is_flag=True, help="Print the status of the mount as JSON.")
 def mount(
@@ -58,6 +63,9 @@ def mount(
     allow_other: bool,
     foreground: bool,
     accept_rollback: bool,
+    limits: Limits,
+    allow_metered: bool,
+    verify: str | None,
     device_name: str | None,
     as_json: bool,
 ) -> int:
@@ -68,7 +76,7 @@ def mount(
     """
     mountpoint = require_mountpoint(directory)
     require_fuse()
-    remote = open_remote(vault)
+    remote = Stack(open_remote(vault))
     if is_inside(mountpoint, remote):
         raise UsageError(f"{mountpoint} lies inside the vault's own folder; choose another DIR")
     mounted = find_mounted(remote.url)
@@ -98,6 +106,10 @@ def mount(
         allow_other=allow_other,
         accept_rollback=accept_rollback,
         foreground=foreground,
+        verify=verify,
+        limit_up=limits.up or None,
+        limit_down=limits.down or None,
+        allow_metered=allow_metered,
     )
     state = StateFolder(around.state_root, unlocked.keys.vault_id)
     _remember(state, remote.url, unlocked)

@@ -16,6 +16,7 @@ from cryptfs.errors import CryptfsError, UsageError
 from cryptfs.format.display_text import check_display_text
 from cryptfs.remote.base import Remote
 from cryptfs.remote.location import open_remote
+from cryptfs.remote.stack import Stack, Treatment
 from cryptfs.store.state import StateFolder, known_states
 from cryptfs.vault import Surroundings
 
@@ -119,7 +120,22 @@ def find_mounted(place: str) -> Mounted | None:
     return None
 
 
-def remote_of(place: str) -> Remote:
+def remote_of(place: str, treatment: Treatment | None = None) -> Remote:
     """The remote of the vault that ``place`` names: its URL, or where it is mounted."""
     mounted = find_mounted(place)
-    return open_remote(mounted.url if mounted is not None and mounted.url else place)
+    url = mounted.url if mounted is not None and mounted.url else place
+    return Stack(open_remote(url), treatment)
+
+
+def find_state(place: str) -> StateFolder:
+    """This device's state of the vault that is named by its folder, mountpoint or URL."""
+    real = str(Path(place).resolve())
+    url = absolute_url(place)
+    for state in known_states(state_root()):
+        seen, holder = state.seen(), state.holder()
+        names = [seen.url if seen else "", holder.mountpoint if holder else ""]
+        if url in names or real in names:
+            return state
+    raise CryptfsError(
+        f"this device knows no vault at {place}; see all that it knows with: cryptfs status"
+    )

@@ -33,21 +33,27 @@ _END_SECONDS: Final = 10.0
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the last status as JSON.")
 def umount(directory: str, now: bool, as_json: bool) -> None:
-    """Publish all changes of the vault mounted at DIR, and unmount it."""
+    """Publish all changes of the vault mounted at DIR, and unmount it.
+
+    While syncing is paused nothing is published: it says what is on this device only.
+    """
     mounted = find_mounted(directory)
     if mounted is None:
         _clear_stale(directory)
         return
     flush_kernel(mounted.mountpoint)
-    if not now:
+    paused = mounted.state.is_paused
+    if not now and not paused:
         _publish(mounted)
-    status = _leave(mounted, publish=not now)
+    status = _leave(mounted, publish=not now and not paused)
     _wait_for_end(mounted)
     if as_json:
         show_json(status | {"mounted": False})
         return
     text = unpublished_text(status)
     say(f"{mounted.mountpoint} is unmounted; {text}.")
+    if paused:
+        say(f"Syncing is paused; end that with: cryptfs sync --resume {mounted.url}")
     if status.get("unpublished_changes"):
         say(f"To publish it later: cryptfs sync {mounted.url}")
 

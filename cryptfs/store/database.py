@@ -26,7 +26,7 @@ from typing import Any, Final, TypeAlias
 import apsw
 
 from cryptfs.errors import CryptfsError, OutOfSpace
-from cryptfs.store.schema import SCHEMA_VERSION, schema
+from cryptfs.store.schema import LATER_TABLES, SCHEMA_VERSION, schema
 
 Value: TypeAlias = int | bytes | str | None
 Row: TypeAlias = tuple[Any, ...]
@@ -158,6 +158,7 @@ class Database:
                 f"the local state {self.path} has schema {version}, this program reads "
                 f"{SCHEMA_VERSION}"
             )
+        self.execute(LATER_TABLES)
 
     # -- queries ---------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@
         lock         held by the process that works here; says where it is mounted
         control      the socket that a mounted vault listens on
         log          what the mount had to say
+        paused       is there while nothing is to be published by itself
         state.db     the encrypted database, and its -wal and -shm
         spool/       packs being filled or waiting for upload
         cache/       downloaded packs
@@ -59,6 +60,7 @@ class StateFolder:
         self.log = self.path / "log"
         self.header = self.path / "header"
         self.local_slots = self.path / "local-slots"
+        self._paused_path = self.path / "paused"
         self._lock_path = self.path / "lock"
         self._lock_fd = -1
 
@@ -126,6 +128,22 @@ class StateFolder:
             f"another cryptfs command (process {holder.pid}) works on this vault; "
             "wait until it is done"
         )
+
+    # -- pausing ---------------------------------------------------------------------------
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether nothing is to be published by itself, in this life and the next."""
+        return self._paused_path.exists()
+
+    def set_paused(self, paused: bool) -> None:
+        try:
+            if paused:
+                self._paused_path.touch(mode=0o600)
+            else:
+                self._paused_path.unlink(missing_ok=True)
+        except OSError as error:
+            raise CryptfsError(f"cannot write to {self.path}: {error.strerror}") from error
 
     # -- the small files -------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from tests.device import noise
 STATUS_KEYS = {
     "pid", "mountpoint", "vault", "vault_id", "read_only", "device", "epoch", "published_at",
     "dirty_bytes", "unpublished_bytes", "unpublished_changes", "uploading", "inodes",
-    "size_bytes", "compression_saved_bytes", "dedup_saved_bytes", "problem",
+    "size_bytes", "compression_saved_bytes", "dedup_saved_bytes", "state", "problem", "traffic",
 }  # fmt: skip
 
 
