@@ -32,6 +32,7 @@ from cryptfs.store.progress import Progress
 from cryptfs.store.spool import Spool, spool_file
 from cryptfs.store.state import StateFolder, write_atomically
 from cryptfs.store.tree import Tree
+from cryptfs.sync.cache import PackCache
 from cryptfs.sync.packs import Packs
 from cryptfs.sync.publish import Publisher
 from cryptfs.sync.pull import Puller
@@ -53,6 +54,8 @@ class Surroundings:
     device_name: str
     clock_ns: ClockNs
     random_bytes: RandomBytes
+    cache_bytes: int | None = None
+    """How much of what is downloaded is kept here; None: as the disk has room."""
 
 
 class Disk:
@@ -105,10 +108,16 @@ class View:
     chunks: ChunkReader
 
 
-def _view(remote: Remote, keys: VaultKeys, state: StateFolder, database: Database) -> View:
+def _view(
+    remote: Remote,
+    keys: VaultKeys,
+    state: StateFolder,
+    database: Database,
+    around: Surroundings,
+) -> View:
     progress = Progress(database)
     content = Content(database, progress)
-    packs = Packs(content, remote, keys, state.spool, state.cache)
+    packs = Packs(content, remote, keys, state.spool, PackCache(state.cache, around.cache_bytes))
     return View(
         remote, keys, state, database, progress, Tree(database, progress), content, packs,
         ChunkReader(content, packs),
@@ -139,6 +148,7 @@ class Vault:
             view.tree, files, self.settler, view.progress, around.clock_ns,
             self.disk.free_bytes, open_counts,
         )  # fmt: skip
+        self.settler.before_all = files.restore_stranded
         self.publisher = Publisher(
             view.database, view.progress, view.content, spool, self.settler, view.remote,
             view.keys, device_name=around.device_name, state_key=view.keys.state_database,
@@ -151,13 +161,20 @@ class Vault:
         # A full disk is no reason not to start: reading and deleting must go on. What stays open
         # here is ended by the next publication.
         with suppress(OutOfSpace):
-            self._sealing.end_packs()
+            self._sealing.recover_packs()
+        self.view.packs.cache.remove_leftovers()
         publication = self.view.progress.publication()
         known = set(self._known_files())
         if publication is not None and publication.digest is not None:
             known.add(f"{publication.epoch:010d}.000")
         self._spool.remove_unknown(known.__contains__)
         await self.fs.files.restore_journal()
+        stranded = self.fs.files.stranded
+        if stranded:
+            self.notices.append(
+                f"the newest changes in {stranded} place(s) of files cannot be read, because what "
+                "lies below them is damaged or out of reach; they are kept on this device"
+            )
         self.fs.remove_orphans()
 
     def _known_files(self) -> list[str]:
@@ -184,6 +201,7 @@ class Vault:
     async def run(self, nursery: trio.Nursery) -> None:
         """Starts what works in the background of a mount."""
         nursery.start_soon(self._sealing.run)
+        nursery.start_soon(self.view.packs.run)
         await self.fs.run(nursery)
 
     def unpublished_bytes(self) -> int:
@@ -193,7 +211,9 @@ class Vault:
     def has_unpublished(self) -> bool:
         """Whether anything, bytes or names, exists on this device only."""
         progress = self.view.progress
-        return progress.has_changes() or progress.publication() is not None
+        if progress.has_changes() or progress.publication() is not None:
+            return True
+        return self.fs.files.stranded > 0
 
     def close(self) -> None:
         """Gives everything back. What is unsettled is lost: settle first."""
@@ -257,7 +277,7 @@ async def _open_locked(
     database, is_new = _open_database(state, keys, around, notices)
     try:
         spool = Spool(state.spool, keys, around.random_bytes)
-        vault = Vault(_view(remote, keys, state, database), spool, around, notices)
+        vault = Vault(_view(remote, keys, state, database, around), spool, around, notices)
         await vault.recover()
         await vault.pull(accept_rollback=only_look)
         progress = vault.view.progress
@@ -324,7 +344,7 @@ async def open_view(
         database = Database(state.database, unlocked.keys.state_database, read_only=True)
         try:
             notice = f"the vault is mounted at {holder.mountpoint}: this is its settled state"
-            yield _view(remote, unlocked.keys, state, database), [notice]
+            yield _view(remote, unlocked.keys, state, database, around), [notice]
         finally:
             database.close()
         return

@@ -200,13 +200,21 @@ class Spool:
 
     # -- after a crash ---------------------------------------------------------------------
 
-    def finish(self, name: bytes, end: int) -> int:
-        """Ends a pack of a dead process behind byte ``end``; returns the object's size.
+    def size_of(self, name: bytes) -> int | None:
+        """Returns how long a pack's file is; None if it is gone."""
+        try:
+            return spool_file(self.folder, name).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def finish(self, name: bytes, end: int, size: int = 0) -> int:
+        """Ends a pack of a dead process behind byte ``end``; returns the object's size, which is
+        ``size`` if that is given.
 
         Only random filling is written, nothing is sealed: no nonce is used.
         """
         path = spool_file(self.folder, name)
-        size = padded_size(end)
+        size = size or padded_size(end)
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:

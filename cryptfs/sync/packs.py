@@ -1,46 +1,140 @@
 """Where a pack is read from: the spool, the remote's own folder, the cache, or a download.
 
-| where it dies while fetching | what is on disk          | what the next start does          |
-|------------------------------|--------------------------|-----------------------------------|
-| downloading                  | a file ending in ``.new``| removes it                        |
-| renamed into the cache       | the pack                 | uses it; every chunk is verified  |
+A read of a pack that is not here asks for the wanted chunks alone, in one round trip: one range
+from the pack's start, or two at a time, the salt and the chunks. Behind it the rest comes into
+the cache, and whoever wants another chunk of the pack meanwhile waits for that. A small pack
+comes whole at once. Before anything runs in the background (``run``), and in a restore, which
+wants everything, every pack comes whole.
+
+Nothing is believed before it was opened. What comes wrong is asked for once more. A pack of
+which no chunk opens is never kept; of one that twice came damaged in part, the good chunks are.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
+from cryptfs.concurrency import open_nursery
 from cryptfs.crypto.keys import VaultKeys
-from cryptfs.crypto.seal import ObjectOpener
-from cryptfs.errors import IntegrityError, ObjectNotFound
+from cryptfs.crypto.seal import SALT_SIZE, ObjectOpener
+from cryptfs.errors import (
+    CryptfsError,
+    IntegrityError,
+    LoginNeeded,
+    VaultUnreachable,
+)
 from cryptfs.format.names import pack_name
-from cryptfs.format.pack import open_chunk
+from cryptfs.format.pack import ChunkPlace, open_chunk
 from cryptfs.fs.reader import OpenPack
 from cryptfs.ids import ObjectKind
 from cryptfs.remote.base import Remote
 from cryptfs.store.content import Content
-from cryptfs.store.spool import SALT_SIZE, spool_file
+from cryptfs.store.spool import spool_file
+from cryptfs.sync.cache import PackCache
+from cryptfs.sync.line import Line
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 OPEN_PACKS: Final = 256
+
+WHOLE_BYTES: Final = 1 << 20
+"""A pack up to this size comes whole at once: its bytes cost less than another round trip."""
+
+NEAR_BYTES: Final = 256 << 10
+"""Chunks that begin before this come together with the salt, in one range."""
+
+READ_SECONDS: Final = 20.0
+"""A read that got nothing for so long fails; what it asked for may still come."""
+
+WHOLE_READ_SECONDS: Final = 60.0
+"""The same where the remote knows no ranges: the first byte comes with the last."""
+
+JOIN_SECONDS: Final = 2.0
+"""How long a read waits for the pack that is on its way, before it asks for its chunk alone."""
+
+AGAIN_SECONDS: Final = 60.0
+"""A pack that came damaged is not fetched again before."""
+
+PARALLEL_PACKS: Final = 3
+"""Packs on their way into the cache at once: each is in memory whole."""
+
+PREFETCHED_PACKS: Final = 2
+
+TRIM_SECONDS: Final = 2.0
+
+PACKS_IN_MEMORY: Final = 2
+"""Packs for which the cache has no room are kept open in memory, so that a stream of reads
+does not fetch a pack once for each chunk."""
+
+
+class _Coming:
+    """A pack on its way here: first the chunks that were asked for, then all of it.
+
+    ``begun`` is set when ``first`` holds those chunks, opened, by piece, or when they will come
+    with the whole only; ``done`` when the pack can be read here, or ``error`` says why not.
+    """
+
+    __slots__ = ("begun", "done", "error", "first", "id", "name", "opener")
+
+    def __init__(self, id: int, name: str) -> None:
+        self.id = id
+        self.name = name
+        self.begun = trio.Event()
+        self.done = trio.Event()
+        self.first: dict[int, bytes] = {}
+        self.opener: ObjectOpener | None = None
+        self.error: Exception | None = None
 
 
 class Packs:
     """Opens packs for reading, and keeps the most recently used ones open."""
 
-    def __init__(self, content: Content, remote: Remote, keys: VaultKeys, spool: Path, cache: Path):
+    def __init__(
+        self, content: Content, remote: Remote, keys: VaultKeys, spool: Path, cache: PackCache
+    ):
         self._content = content
         self._remote = remote
         self._keys = keys
         self._spool = spool
-        self._cache = cache
+        self.cache = cache
+        cache.on_evicted = self._left_cache
+        self._line = Line()
         self._open: OrderedDict[int, OpenPack] = OrderedDict()
         self._open_in_spool: dict[bytes, int] = {}
-        self._fetching: dict[int, trio.Lock] = {}
+        self._open_in_cache: dict[str, int] = {}
+        self._in_memory: OrderedDict[int, None] = OrderedDict()
+        self._coming: dict[int, _Coming] = {}
+        self._came_damaged: dict[int, float] = {}
+        self._background: trio.Nursery | None = None
+        self._limit = trio.CapacityLimiter(PARALLEL_PACKS)
+        self.is_far = remote.local_path(pack_name(bytes(16))) is None
+        """Whether packs have to be fetched; else they are read where the remote keeps them."""
+
+    async def run(self) -> None:
+        """Lets packs come in the background, and gives room back to a full disk."""
+        async with open_nursery() as nursery:
+            self._background = nursery
+            try:
+                while True:
+                    await trio.sleep(TRIM_SECONDS)
+                    if self.is_far:
+                        self._trim()
+            finally:
+                self._background = None
+
+    # -- what lies here --------------------------------------------------------------------
 
     def local(self, pack: int) -> OpenPack | None:
         """Returns the pack if it lies on this machine."""
@@ -52,10 +146,10 @@ class Packs:
         if row is None:
             return None
         name = pack_name(row[0])
-        candidates = [spool_file(self._spool, row[0]), self._cache / name.rpartition("/")[2]]
+        candidates = [spool_file(self._spool, row[0])]
         in_place = self._remote.local_path(name)
         if in_place is not None:
-            candidates.insert(1, in_place)
+            candidates.append(in_place)
         for path in candidates:
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -64,7 +158,22 @@ class Packs:
             if path is candidates[0]:
                 self._open_in_spool[row[0]] = pack
             return self._keep(pack, fd, name)
-        return None
+        return self._local_in_cache(pack, name)
+
+    def _local_in_cache(self, pack: int, name: str) -> OpenPack | None:
+        short = _short(name)
+        try:
+            fd = os.open(self.cache.path(short), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            opened = self._keep(pack, fd, name)
+        except IntegrityError:  # what a power cut left: it is fetched again
+            self.cache.remove(short)
+            return None
+        self._open_in_cache[short] = pack
+        self.cache.note_use(short)
+        return opened
 
     def left_spool(self, name: bytes) -> None:
         """Closes a pack whose file is gone from the spool: open, it would keep its room."""
@@ -72,52 +181,14 @@ class Packs:
         if pack is not None:
             self._open.pop(pack, None)
 
-    async def fetch(self, pack: int) -> OpenPack:
-        """Downloads the pack into the cache and opens it.
-
-        What arrives is kept only if a chunk in it opens: an error page that comes in place of
-        the pack is asked for once more and then refused. Where some chunks are damaged, the
-        others can be read. Raises VaultUnreachable, ObjectNotFound, IntegrityError.
-        """
-        lock = self._fetching.setdefault(pack, trio.Lock())
-        async with lock:
-            found = self.local(pack)
-            if found is not None:
-                return found
-            row = self._content.pack_name(pack)
-            if row is None:
-                raise ObjectNotFound(f"no pack {pack} is known")
-            name = pack_name(row[0])
-            data = await self._remote.get(name)
-            if not self._holds_a_chunk(pack, name, data):
-                data = await self._remote.get(name)
-                if not self._holds_a_chunk(pack, name, data):
-                    raise IntegrityError(f"what the vault sends for {name} is not that pack")
-            path = self._cache / name.rpartition("/")[2]
-            new = path.with_name(path.name + ".new")
-            await trio.Path(new).write_bytes(data)
-            os.replace(new, path)
-        self._fetching.pop(pack, None)
-        return self._keep(pack, os.open(path, os.O_RDONLY | os.O_CLOEXEC), name)
-
-    def _holds_a_chunk(self, pack: int, name: str, data: bytes) -> bool:
-        if len(data) <= SALT_SIZE:
-            return False
-        opener = ObjectOpener(self._keys, ObjectKind.PACK, name, data[:SALT_SIZE])
-        for place in self._content.places(pack):
-            try:
-                open_chunk(opener, place, data[place.offset : place.offset + place.stored])
-            except IntegrityError:
-                continue
-            return True
-        return False
+    def _left_cache(self, short: str) -> None:
+        pack = self._open_in_cache.pop(short, None)
+        if pack is not None:
+            self._open.pop(pack, None)
 
     def _keep(self, pack: int, fd: int, name: str) -> OpenPack:
         try:
-            salt = os.pread(fd, SALT_SIZE, 0)
-            if len(salt) < SALT_SIZE:
-                raise IntegrityError(f"{name} is cut off: it has {len(salt)} bytes")
-            opener = ObjectOpener(self._keys, ObjectKind.PACK, name, salt)
+            opener = self._opener(name, os.pread(fd, SALT_SIZE, 0))
         except BaseException:
             os.close(fd)
             raise
@@ -125,3 +196,311 @@ class Packs:
         if len(self._open) > OPEN_PACKS:
             self._open.popitem(last=False)
         return opened
+
+    # -- what has to come ------------------------------------------------------------------
+
+    async def load(self, pack: int, places: Sequence[ChunkPlace]) -> dict[int, bytes]:
+        """Returns chunks of a pack that does not lie here, by piece; the pack comes behind them.
+
+        Raises VaultUnreachable, at the latest after ``READ_SECONDS``, and at once when the remote
+        did not answer just now; LoginNeeded, ObjectNotFound, IntegrityError.
+        """
+        self._line.check()
+        with self._patience():
+            coming = self._coming.get(pack)
+            if coming is None:
+                coming = await self._fetch(pack, places)
+                await coming.begun.wait()
+                if coming.first:
+                    return coming.first
+            background = self._background
+            if background is not None and self._remote.capabilities.ranges:
+                # On a slow line the whole may take minutes, and a chunk comes in a second.
+                with trio.move_on_after(JOIN_SECONDS):
+                    await coming.done.wait()
+                if not coming.done.is_set():
+                    return await _apart(background, partial(self._ask_for, coming, places))
+            await coming.done.wait()
+            return await self._load_here(coming, places)
+
+    async def mend(
+        self, pack: int, damaged: OpenPack, places: Sequence[ChunkPlace]
+    ) -> dict[int, bytes]:
+        """Fetches a pack anew whose copy in the cache turned out damaged; returns chunks of it.
+
+        Raises as ``load``, and IntegrityError where no copy can be better than this one.
+        """
+        name = self._content.pack_object_name(pack)
+        with self._patience():
+            coming = self._coming.get(pack)
+            if coming is None and self._open.get(pack, damaged) is damaged:
+                if self._open_in_cache.get(_short(name)) != pack:
+                    raise IntegrityError(f"{name} is damaged")
+                if trio.current_time() < self._came_damaged.get(pack, -math.inf):
+                    raise IntegrityError(f"{name} came damaged from the vault")
+                self._line.check()
+                log.warning("%s is damaged in the cache and is fetched again", name)
+                coming = await self._fetch(pack, ())
+            if coming is not None:
+                await coming.done.wait()
+                return await self._load_here(coming, places)
+            opened = self.local(pack)
+            if opened is None:
+                raise IntegrityError(f"{name} is damaged")
+            return await _open_all(opened, places)
+
+    def prefetch(self, packs: Iterable[int]) -> None:
+        """Has packs come that will be read soon, if not too many are on their way."""
+        if self._background is None or self._line.failure is not None:
+            return
+        for pack in packs:
+            if len(self._coming) >= PREFETCHED_PACKS:
+                return
+            if pack not in self._coming and self.local(pack) is None:
+                self._background.start_soon(self._bring, self._announce(pack), ())
+
+    @contextmanager
+    def _patience(self) -> Iterator[None]:
+        """The body waits for a download; raises VaultUnreachable when that takes too long.
+
+        What was asked for goes on in the background, so a remote whose calls cannot be ended
+        holds up nobody. Without a background a download is waited for, as long as it moves.
+        """
+        seconds = READ_SECONDS if self._remote.capabilities.ranges else WHOLE_READ_SECONDS
+        with trio.move_on_after(seconds if self._background is not None else math.inf) as scope:
+            yield
+        if scope.cancelled_caught:
+            error = VaultUnreachable(f"no answer within {seconds:.0f} seconds")
+            self._line.note_failure(error)
+            raise error
+
+    async def _fetch(self, pack: int, places: Sequence[ChunkPlace]) -> _Coming:
+        """Begins to bring a pack, ``places`` of it first; without a background, brings it."""
+        coming = self._announce(pack)
+        if self._background is None:
+            await self._bring(coming, ())
+        else:
+            self._background.start_soon(self._bring, coming, places)
+        return coming
+
+    def _announce(self, pack: int) -> _Coming:
+        name = self._content.pack_object_name(pack)
+        coming = self._coming[pack] = _Coming(pack, name)
+        return coming
+
+    async def _bring(self, coming: _Coming, places: Sequence[ChunkPlace]) -> None:
+        """Brings the pack; whatever happens, those who wait for it are told in the end."""
+        size = self._content.pack_size(coming.id)
+        try:
+            if size <= WHOLE_BYTES:
+                await self._bring_whole(coming, b"")
+                return
+            head = b""
+            if places and self._remote.capabilities.ranges:
+                head = await self._bring_first(coming, places)
+            if len(head) >= size:
+                head = b""  # nothing lies behind it, and some remotes refuse an empty range
+            async with self._limit:
+                await self._bring_whole(coming, head)
+        except (CryptfsError, OSError) as error:
+            coming.error = error
+            if coming.first and not isinstance(error, (VaultUnreachable, LoginNeeded)):
+                log.warning("the rest of %s could not be fetched: %s", coming.name, error)
+        finally:
+            del self._coming[coming.id]
+            coming.begun.set()
+            coming.done.set()
+
+    async def _bring_first(self, coming: _Coming, places: Sequence[ChunkPlace]) -> bytes:
+        """Brings the chunks that are waited for; returns the pack's bytes up to their end, or
+        none where it was not read from its start.
+        """
+        coming.first, head = await self._ask_twice(coming, places)
+        coming.begun.set()
+        return head
+
+    async def _ask_for(self, coming: _Coming, places: Sequence[ChunkPlace]) -> dict[int, bytes]:
+        return (await self._ask_twice(coming, places))[0]
+
+    async def _ask_twice(
+        self, coming: _Coming, places: Sequence[ChunkPlace]
+    ) -> tuple[dict[int, bytes], bytes]:
+        try:
+            return await self._ask_once(coming, places)
+        except IntegrityError:
+            log.debug("a part of %s came damaged and is asked for once more", coming.name)
+        try:
+            return await self._ask_once(coming, places)
+        except IntegrityError as error:
+            raise _not_that_pack(coming.name) from error
+
+    async def _ask_once(
+        self, coming: _Coming, places: Sequence[ChunkPlace]
+    ) -> tuple[dict[int, bytes], bytes]:
+        """Asks for one range, or for two at a time, and opens the chunks in them."""
+        start = min(place.offset for place in places)
+        end = max(place.offset + place.stored for place in places)
+        with self._line.call():
+            if start <= NEAR_BYTES:
+                start = 0
+            if start == 0 or coming.opener is not None:
+                data = await self._remote.get(coming.name, start, end - start)
+                salt = data[:SALT_SIZE]
+            else:
+                salt, data = await self._get_two(coming.name, start, end)
+        opener = coming.opener or self._opener(coming.name, salt)
+        chunks = {
+            place.piece: open_chunk(opener, place, _piece(data, place, start)) for place in places
+        }
+        coming.opener = opener
+        return chunks, data if start == 0 else b""
+
+    async def _get_two(self, name: str, start: int, end: int) -> tuple[bytes, bytes]:
+        """Returns a pack's salt, and its bytes from ``start`` to ``end``, in one round trip."""
+        got: dict[int, bytes] = {}
+
+        async def get(offset: int, length: int) -> None:
+            got[offset] = await self._remote.get(name, offset, length)
+
+        async with open_nursery() as nursery:
+            nursery.start_soon(get, 0, SALT_SIZE)
+            nursery.start_soon(get, start, end - start)
+        return got[0], got[start]
+
+    async def _bring_whole(self, coming: _Coming, head: bytes) -> None:
+        """Brings the pack into the cache; ``head`` is what is here of it already."""
+        places = self._content.places(coming.id)
+        data, damaged = await self._get_checked(coming, head, places)
+        if damaged:
+            again, damaged_again = await self._get_checked(coming, b"", places)
+            if damaged_again < damaged:
+                data, damaged = again, damaged_again
+        if damaged == len(places):
+            raise _not_that_pack(coming.name)
+        if damaged:
+            self._came_damaged[coming.id] = trio.current_time() + AGAIN_SECONDS
+            log.error(
+                "%s came damaged twice: %d of its %d chunks cannot be read",
+                coming.name, damaged, len(places),
+            )  # fmt: skip
+        await self._put(coming, data)
+
+    async def _get_checked(
+        self, coming: _Coming, head: bytes, places: list[ChunkPlace]
+    ) -> tuple[bytes, int]:
+        """Returns the pack as the remote sends it, and how many of its chunks do not open."""
+        try:
+            with self._line.call():
+                data = head + await self._remote.get(coming.name, len(head))
+        except IntegrityError:
+            return b"", len(places)
+        if len(data) <= SALT_SIZE:
+            return b"", len(places)
+        opener = self._opener(coming.name, data[:SALT_SIZE])
+        return data, await trio.to_thread.run_sync(_count_damaged, opener, places, data)
+
+    async def _put(self, coming: _Coming, data: bytes) -> None:
+        """Keeps what came, and opens it in the place of what was open before."""
+        short = _short(coming.name)
+        self._note_order()
+        is_kept = await self.cache.store(short, data)
+        self._open.pop(coming.id, None)
+        self._open_in_cache.pop(short, None)
+        if is_kept and self._local_in_cache(coming.id, coming.name) is not None:
+            return
+        self._keep(coming.id, _file_in_memory(data), coming.name)
+        self._in_memory[coming.id] = None
+        if len(self._in_memory) > PACKS_IN_MEMORY:
+            oldest, _ = self._in_memory.popitem(last=False)
+            self._open.pop(oldest, None)
+
+    def _trim(self) -> None:
+        self._note_order()
+        self.cache.trim()
+
+    def _note_order(self) -> None:
+        """Tells the cache which packs were used last: it is not asked for each read."""
+        short_names = {pack: short for short, pack in self._open_in_cache.items()}
+        self.cache.note_order(short_names[pack] for pack in self._open if pack in short_names)
+
+    async def _load_here(self, coming: _Coming, places: Sequence[ChunkPlace]) -> dict[int, bytes]:
+        """Returns chunks of a pack that came."""
+        if coming.error is not None:
+            raise coming.error
+        opened = self.local(coming.id)
+        if opened is None:
+            raise VaultUnreachable("the download was given up")
+        return await _open_all(opened, places)
+
+    def _opener(self, name: str, salt: bytes) -> ObjectOpener:
+        if len(salt) != SALT_SIZE:
+            raise IntegrityError(f"{name} is cut off: it has {len(salt)} bytes")
+        return ObjectOpener(self._keys, ObjectKind.PACK, name, salt)
+
+
+def _short(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _piece(data: bytes, place: ChunkPlace, start: int) -> memoryview:
+    """Returns the sealed chunk out of a pack's bytes from ``start``."""
+    at = place.offset - start
+    return memoryview(data)[at : at + place.stored]
+
+
+def _not_that_pack(name: str) -> IntegrityError:
+    return IntegrityError(f"what the vault sends for {name} is not that pack")
+
+
+def _count_damaged(opener: ObjectOpener, places: list[ChunkPlace], data: bytes) -> int:
+    """Returns how many chunks do not open. Fit for a worker thread."""
+    damaged = 0
+    for place in places:
+        try:
+            open_chunk(opener, place, _piece(data, place, 0))
+        except IntegrityError:
+            damaged += 1
+    return damaged
+
+
+async def _open_all(opened: OpenPack, places: Sequence[ChunkPlace]) -> dict[int, bytes]:
+    def read() -> list[bytes]:
+        return [os.pread(opened.fd, place.stored, place.offset) for place in places]
+
+    sealed = await trio.to_thread.run_sync(read)
+    return {
+        place.piece: open_chunk(opened.opener, place, data)
+        for place, data in zip(places, sealed, strict=True)
+    }
+
+
+def _file_in_memory(data: bytes) -> int:
+    """Returns a descriptor to read the bytes from, as from a file."""
+    fd = os.memfd_create("pack", os.MFD_CLOEXEC)
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+    return fd
+
+
+async def _apart(nursery: trio.Nursery, work: Callable[[], Awaitable[T]]) -> T:
+    """Returns what ``work`` does; when the caller gives up waiting, it still runs to its end."""
+    results: list[T] = []
+    failures: list[Exception] = []
+    ended = trio.Event()
+
+    async def run() -> None:
+        try:
+            results.append(await work())
+        except (CryptfsError, OSError) as error:
+            failures.append(error)
+        finally:
+            ended.set()
+
+    nursery.start_soon(run)
+    await ended.wait()
+    if failures:
+        raise failures[0]
+    if not results:
+        raise VaultUnreachable("the download was given up")
+    return results[0]

@@ -172,6 +172,8 @@ class Publisher:
             if pack.since > epoch:
                 continue
             assert pack.size > 0, "a closed epoch holds ended packs only"
+            if not spool_file(self._spool.folder, pack.name).exists():
+                continue  # lost, as was said at the start; should it come back, it goes up
             packs.append(pack)
         return packs
 
