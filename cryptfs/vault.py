@@ -172,8 +172,8 @@ class Vault:
         stranded = self.fs.files.stranded
         if stranded:
             self.notices.append(
-                f"the newest changes in {stranded} place(s) of files cannot be read, because what "
-                "lies below them is damaged or out of reach; they are kept on this device"
+                f"of files that were being changed {stranded} chunks cannot be read now: what lies "
+                "below their newest bytes is damaged or out of reach; those are kept on this device"
             )
         self.fs.remove_orphans()
 
@@ -201,7 +201,7 @@ class Vault:
     async def run(self, nursery: trio.Nursery) -> None:
         """Starts what works in the background of a mount."""
         nursery.start_soon(self._sealing.run)
-        nursery.start_soon(self.view.packs.run)
+        await nursery.start(self.view.packs.run)
         await self.fs.run(nursery)
 
     def unpublished_bytes(self) -> int:

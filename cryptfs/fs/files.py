@@ -275,6 +275,7 @@ class Files:
         """
         for slot, inode, idx in self._content.journaled():
             self._stranded.setdefault(inode, {})[idx] = _Stranded(slot)
+            self._note_unpublished(inode, idx)
         await self.restore_stranded()
 
     async def restore_stranded(self) -> None:
@@ -307,11 +308,20 @@ class Files:
         await self._gate.passage()
         if self._stranded.get(inode, {}).get(idx) is not stranded:
             return  # meanwhile another request restored, overwrote or dropped it
+        self._note_unpublished(inode, idx)
         chunk = DirtyChunk(inode, idx, content)
         chunk.overlay(self._content.pages(stranded.slot))
         chunk.slot = self._take_stranded(inode, idx)
         chunk.touched = trio.current_time()
         self._dirty.add(chunk)
+
+    def _note_unpublished(self, inode: int, idx: int) -> None:
+        """Makes a journaled chunk a change of the open epoch, though its inode may have been
+        published without it: what others publish must not slip in below its pages.
+        """
+        ref = self._content.extents(inode, idx, idx).get(idx)
+        if ref is not None:
+            self._content.put_extent(inode, idx, ref.id)
 
     def _take_stranded(self, inode: int, idx: int) -> int | None:
         """Returns the slot of a stranded chunk, which then is stranded no more."""

@@ -30,19 +30,27 @@ class Line:
         self._quiet_until = -math.inf
         self._trying = False
 
-    def check(self) -> None:
-        """Raises VaultUnreachable if the remote did not answer just now."""
-        if self.failure is not None and (self._trying or trio.current_time() < self._quiet_until):
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """The body is a read that needs the remote.
+
+        Raises VaultUnreachable before it when the remote did not answer just now, or when
+        another read is just finding out whether it does again.
+        """
+        if self.failure is None:
+            yield
+            return
+        if self._trying or trio.current_time() < self._quiet_until:
             raise VaultUnreachable(str(self.failure)) from self.failure
+        self._trying = True
+        try:
+            yield
+        finally:
+            self._trying = False
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """The body asks the remote for something, and this notes whether it answers.
-
-        Raises VaultUnreachable before the body if it did not just now.
-        """
-        self.check()
-        self._trying = True
+        """The body asks the remote for something, and this notes whether it answers."""
         try:
             yield
         except (VaultUnreachable, LoginNeeded) as error:
@@ -53,8 +61,6 @@ class Line:
             raise
         else:
             self._note_answer()
-        finally:
-            self._trying = False
 
     def note_failure(self, error: CryptfsError) -> None:
         """Takes the remote for away from now on."""
@@ -66,7 +72,6 @@ class Line:
             )
         self.failure = error
         self._quiet_until = trio.current_time() + PAUSE_SECONDS
-        self._trying = False  # a call that hangs must not keep others from trying
 
     def _note_answer(self) -> None:
         if self.failure is not None:

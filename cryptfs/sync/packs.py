@@ -17,7 +17,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -26,7 +26,7 @@ import trio
 
 from cryptfs.concurrency import open_nursery
 from cryptfs.crypto.keys import VaultKeys
-from cryptfs.crypto.seal import SALT_SIZE, ObjectOpener
+from cryptfs.crypto.seal import SALT_SIZE, TAG_SIZE, ObjectOpener
 from cryptfs.errors import (
     CryptfsError,
     IntegrityError,
@@ -36,7 +36,7 @@ from cryptfs.errors import (
 from cryptfs.format.names import pack_name
 from cryptfs.format.pack import ChunkPlace, open_chunk
 from cryptfs.fs.reader import OpenPack
-from cryptfs.ids import ObjectKind
+from cryptfs.ids import CHUNK_SIZE, ObjectKind
 from cryptfs.remote.base import Remote
 from cryptfs.store.content import Content
 from cryptfs.store.spool import spool_file
@@ -62,7 +62,10 @@ WHOLE_READ_SECONDS: Final = 60.0
 """The same where the remote knows no ranges: the first byte comes with the last."""
 
 JOIN_SECONDS: Final = 2.0
-"""How long a read waits for the pack that is on its way, before it asks for its chunk alone."""
+"""A pack that is on its way for longer comes over a slow line: reads then ask for their part."""
+
+PART_BYTES: Final = 2 * (CHUNK_SIZE + TAG_SIZE)
+"""So much a read asks for from a pack that is slow to come: what lies behind is wanted next."""
 
 AGAIN_SECONDS: Final = 60.0
 """A pack that came damaged is not fetched again before."""
@@ -82,20 +85,25 @@ does not fetch a pack once for each chunk."""
 class _Coming:
     """A pack on its way here: first the chunks that were asked for, then all of it.
 
-    ``begun`` is set when ``first`` holds those chunks, opened, by piece, or when they will come
+    ``begun`` is set when ``chunks`` holds those chunks, opened, by piece, or when they will come
     with the whole only; ``done`` when the pack can be read here, or ``error`` says why not.
     """
 
-    __slots__ = ("begun", "done", "error", "first", "id", "name", "opener")
+    __slots__ = ("begun", "chunks", "done", "error", "id", "name", "opener", "since")
 
-    def __init__(self, id: int, name: str) -> None:
+    def __init__(self, id: int, name: str, since: float) -> None:
         self.id = id
         self.name = name
+        self.since = since  # seconds, monotonic
         self.begun = trio.Event()
         self.done = trio.Event()
-        self.first: dict[int, bytes] = {}
+        self.chunks: dict[int, bytes] = {}
         self.opener: ObjectOpener | None = None
         self.error: Exception | None = None
+
+    def holds(self, places: Sequence[ChunkPlace]) -> bool:
+        """Whether these chunks are among those that came before the rest."""
+        return all(place.piece in self.chunks for place in places)
 
 
 class Packs:
@@ -122,10 +130,11 @@ class Packs:
         self.is_far = remote.local_path(pack_name(bytes(16))) is None
         """Whether packs have to be fetched; else they are read where the remote keeps them."""
 
-    async def run(self) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Lets packs come in the background, and gives room back to a full disk."""
         async with open_nursery() as nursery:
             self._background = nursery
+            task_status.started()
             try:
                 while True:
                     await trio.sleep(TRIM_SECONDS)
@@ -205,21 +214,21 @@ class Packs:
         Raises VaultUnreachable, at the latest after ``READ_SECONDS``, and at once when the remote
         did not answer just now; LoginNeeded, ObjectNotFound, IntegrityError.
         """
-        self._line.check()
-        with self._patience():
+        with self._line.attempt(), self._patience():
             coming = self._coming.get(pack)
             if coming is None:
                 coming = await self._fetch(pack, places)
                 await coming.begun.wait()
-                if coming.first:
-                    return coming.first
             background = self._background
             if background is not None and self._remote.capabilities.ranges:
                 # On a slow line the whole may take minutes, and a chunk comes in a second.
-                with trio.move_on_after(JOIN_SECONDS):
-                    await coming.done.wait()
-                if not coming.done.is_set():
-                    return await _apart(background, partial(self._ask_for, coming, places))
+                if not coming.holds(places):
+                    with trio.move_on_at(coming.since + JOIN_SECONDS):
+                        await coming.done.wait()
+                if not coming.holds(places) and not coming.done.is_set():
+                    await _apart(background, partial(self._bring_part, coming, places))
+                if coming.holds(places):
+                    return coming.chunks
             await coming.done.wait()
             return await self._load_here(coming, places)
 
@@ -231,23 +240,18 @@ class Packs:
         Raises as ``load``, and IntegrityError where no copy can be better than this one.
         """
         name = self._content.pack_object_name(pack)
-        with self._patience():
-            coming = self._coming.get(pack)
-            if coming is None and self._open.get(pack, damaged) is damaged:
-                if self._open_in_cache.get(_short(name)) != pack:
-                    raise IntegrityError(f"{name} is damaged")
-                if trio.current_time() < self._came_damaged.get(pack, -math.inf):
-                    raise IntegrityError(f"{name} came damaged from the vault")
-                self._line.check()
+        if self._open.get(pack, damaged) is damaged and pack not in self._coming:
+            if self._open_in_cache.get(_short(name)) != pack:
+                raise IntegrityError(f"{name} is damaged")
+            if trio.current_time() < self._came_damaged.get(pack, -math.inf):
+                raise IntegrityError(f"{name} came damaged from the vault")
+            with self._line.attempt(), self._patience():
                 log.warning("%s is damaged in the cache and is fetched again", name)
                 coming = await self._fetch(pack, ())
-            if coming is not None:
                 await coming.done.wait()
                 return await self._load_here(coming, places)
-            opened = self.local(pack)
-            if opened is None:
-                raise IntegrityError(f"{name} is damaged")
-            return await _open_all(opened, places)
+        opened = None if pack in self._coming else self.local(pack)
+        return await (self.load(pack, places) if opened is None else _open_all(opened, places))
 
     def prefetch(self, packs: Iterable[int]) -> None:
         """Has packs come that will be read soon, if not too many are on their way."""
@@ -285,7 +289,7 @@ class Packs:
 
     def _announce(self, pack: int) -> _Coming:
         name = self._content.pack_object_name(pack)
-        coming = self._coming[pack] = _Coming(pack, name)
+        coming = self._coming[pack] = _Coming(pack, name, trio.current_time())
         return coming
 
     async def _bring(self, coming: _Coming, places: Sequence[ChunkPlace]) -> None:
@@ -304,7 +308,7 @@ class Packs:
                 await self._bring_whole(coming, head)
         except (CryptfsError, OSError) as error:
             coming.error = error
-            if coming.first and not isinstance(error, (VaultUnreachable, LoginNeeded)):
+            if coming.chunks and not isinstance(error, (VaultUnreachable, LoginNeeded)):
                 log.warning("the rest of %s could not be fetched: %s", coming.name, error)
         finally:
             del self._coming[coming.id]
@@ -315,45 +319,61 @@ class Packs:
         """Brings the chunks that are waited for; returns the pack's bytes up to their end, or
         none where it was not read from its start.
         """
-        coming.first, head = await self._ask_twice(coming, places)
+        head = await self._ask_twice(coming, places)
         coming.begun.set()
         return head
 
-    async def _ask_for(self, coming: _Coming, places: Sequence[ChunkPlace]) -> dict[int, bytes]:
-        return (await self._ask_twice(coming, places))[0]
+    async def _bring_part(self, coming: _Coming, places: Sequence[ChunkPlace]) -> None:
+        """Brings chunks of a pack that is slow to come, and some of those behind them."""
+        start = min(place.offset for place in places)
+        behind = [
+            place
+            for place in self._content.places(coming.id)
+            if start <= place.offset and place.offset + place.stored <= start + PART_BYTES
+        ]
+        await self._ask_twice(coming, places, behind)
 
     async def _ask_twice(
-        self, coming: _Coming, places: Sequence[ChunkPlace]
-    ) -> tuple[dict[int, bytes], bytes]:
+        self,
+        coming: _Coming,
+        places: Sequence[ChunkPlace],
+        more: Sequence[ChunkPlace] = (),
+    ) -> bytes:
         try:
-            return await self._ask_once(coming, places)
+            return await self._ask_once(coming, places, more)
         except IntegrityError:
             log.debug("a part of %s came damaged and is asked for once more", coming.name)
         try:
-            return await self._ask_once(coming, places)
+            return await self._ask_once(coming, places, more)
         except IntegrityError as error:
             raise _not_that_pack(coming.name) from error
 
     async def _ask_once(
-        self, coming: _Coming, places: Sequence[ChunkPlace]
-    ) -> tuple[dict[int, bytes], bytes]:
-        """Asks for one range, or for two at a time, and opens the chunks in them."""
+        self, coming: _Coming, places: Sequence[ChunkPlace], more: Sequence[ChunkPlace]
+    ) -> bytes:
+        """Asks for one range, or for two at a time, and opens the chunks in them.
+
+        Raises IntegrityError if one of ``places`` does not open; ``more`` may be damaged.
+        """
         start = min(place.offset for place in places)
-        end = max(place.offset + place.stored for place in places)
+        end = max(place.offset + place.stored for place in (*places, *more))
+        opener = coming.opener
+        if opener is None and start <= NEAR_BYTES:
+            start = 0
         with self._line.call():
-            if start <= NEAR_BYTES:
-                start = 0
-            if start == 0 or coming.opener is not None:
+            if opener is not None or start == 0:
                 data = await self._remote.get(coming.name, start, end - start)
                 salt = data[:SALT_SIZE]
             else:
                 salt, data = await self._get_two(coming.name, start, end)
-        opener = coming.opener or self._opener(coming.name, salt)
-        chunks = {
-            place.piece: open_chunk(opener, place, _piece(data, place, start)) for place in places
-        }
+        opener = opener or self._opener(coming.name, salt)
+        for place in places:
+            coming.chunks[place.piece] = open_chunk(opener, place, _piece(data, place, start))
         coming.opener = opener
-        return chunks, data if start == 0 else b""
+        for place in more:
+            with suppress(IntegrityError):  # whoever wants it asks for it, and is told
+                coming.chunks[place.piece] = open_chunk(opener, place, _piece(data, place, start))
+        return data if start == 0 else b""
 
     async def _get_two(self, name: str, start: int, end: int) -> tuple[bytes, bytes]:
         """Returns a pack's salt, and its bytes from ``start`` to ``end``, in one round trip."""
