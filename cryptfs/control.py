@@ -39,6 +39,8 @@ class MountRequest:
     allow_other: bool = False
     accept_rollback: bool = False
     foreground: bool = False
+    cache_bytes: int | None = None
+    """How much of what is downloaded is kept; None: as the disk has room."""
 
     def encode(self) -> bytes:
         return json.dumps(

@@ -306,7 +306,13 @@ async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
     """Opens the vault, mounts it, and serves it to its end."""
     key = RecoveryKey(request.digits.encode())
     unlocked = Unlocked(key, VaultKeys.derive(key), None)
-    around = Surroundings(Path(request.state_root), request.device_name, time.time_ns, os.urandom)
+    around = Surroundings(
+        Path(request.state_root),
+        request.device_name,
+        time.time_ns,
+        os.urandom,
+        request.cache_bytes,
+    )
     remote = open_remote(request.url)
     vault = await open_vault(
         remote,

@@ -22,6 +22,7 @@ from cryptfs.cli.asking import SecretSource, open_with, secret_options
 from cryptfs.cli.display import say, show_json, warn
 from cryptfs.cli.examples import examples
 from cryptfs.cli.places import find_mounted, is_inside, raise_error, surroundings
+from cryptfs.cli.sizes import Size
 from cryptfs.control import Message, MountRequest
 from cryptfs.errors import CryptfsError, FuseUnavailable, UsageError, VaultBusy
 from cryptfs.remote.location import open_remote
@@ -48,6 +49,14 @@ _LARGE_LOG: Final = 1 << 20
     is_flag=True,
     help="Go on although the vault is behind what this device has seen.",
 )
+@click.option(
+    "--cache-size",
+    "cache_bytes",
+    type=Size(),
+    metavar="SIZE",
+    help="Keep up to SIZE of what is downloaded here (500M, 10G). Default: a tenth of the free "
+    "disk, at most 10G.",
+)
 @click.option("--device-name", metavar="NAME", help="This device's name in the log.")
 @click.option("--json", "as_json", is_flag=True, help="Print the status of the mount as JSON.")
 def mount(
@@ -58,6 +67,7 @@ def mount(
     allow_other: bool,
     foreground: bool,
     accept_rollback: bool,
+    cache_bytes: int | None,
     device_name: str | None,
     as_json: bool,
 ) -> int:
@@ -98,6 +108,7 @@ def mount(
         allow_other=allow_other,
         accept_rollback=accept_rollback,
         foreground=foreground,
+        cache_bytes=cache_bytes,
     )
     state = StateFolder(around.state_root, unlocked.keys.vault_id)
     _remember(state, remote.url, unlocked)

@@ -151,7 +151,8 @@ class Files:
             chunk = self._dirty.of(inode).get(idx)
             if chunk is None:
                 chunk = DirtyChunk(inode, idx)
-                chunk.slot = self._take_stranded(inode, idx)
+                if self._stranded:
+                    chunk.slot = self._take_stranded(inode, idx)
                 self._dirty.add(chunk)
             self._dirty.put(chunk, start, piece, now)
             if chunk.is_complete:

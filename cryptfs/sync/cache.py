@@ -134,7 +134,7 @@ class PackCache:
         found = []
         with os.scandir(self.folder) as entries:
             for entry in entries:
-                if not entry.name.endswith(LEFTOVER):
+                if not entry.name.endswith(LEFTOVER) and entry.is_file(follow_symlinks=False):
                     with suppress(FileNotFoundError):
                         stat = entry.stat(follow_symlinks=False)
                         found.append((stat.st_mtime_ns, entry.name, stat.st_size))

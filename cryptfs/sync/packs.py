@@ -260,8 +260,9 @@ class Packs:
         for pack in packs:
             if len(self._coming) >= PREFETCHED_PACKS:
                 return
-            if pack not in self._coming and self.local(pack) is None:
-                self._background.start_soon(self._bring, self._announce(pack), ())
+            with suppress(IntegrityError):  # damaged where it lies: told to whoever reads it
+                if pack not in self._coming and self.local(pack) is None:
+                    self._background.start_soon(self._bring, self._announce(pack), ())
 
     @contextmanager
     def _patience(self) -> Iterator[None]:
@@ -428,6 +429,7 @@ class Packs:
         self._open_in_cache.pop(short, None)
         if is_kept and self._local_in_cache(coming.id, coming.name) is not None:
             return
+        self.cache.remove(short)  # an older copy is damaged
         self._keep(coming.id, _file_in_memory(data), coming.name)
         self._in_memory[coming.id] = None
         if len(self._in_memory) > PACKS_IN_MEMORY:
