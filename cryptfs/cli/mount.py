@@ -22,7 +22,7 @@ from cryptfs.cli.asking import SecretSource, open_with, secret_options
 from cryptfs.cli.display import say, show_json, warn
 from cryptfs.cli.examples import examples
 from cryptfs.cli.places import find_mounted, is_inside, raise_error, surroundings
-from cryptfs.cli.sizes import Size
+from cryptfs.cli.sizes import parse_size
 from cryptfs.control import Message, MountRequest
 from cryptfs.errors import CryptfsError, FuseUnavailable, UsageError, VaultBusy
 from cryptfs.remote.location import open_remote
@@ -51,8 +51,6 @@ _LARGE_LOG: Final = 1 << 20
 )
 @click.option(
     "--cache-size",
-    "cache_bytes",
-    type=Size(),
     metavar="SIZE",
     help="Keep up to SIZE of what is downloaded here (500M, 10G). Default: a tenth of the free "
     "disk, at most 10G.",
@@ -67,7 +65,7 @@ def mount(
     allow_other: bool,
     foreground: bool,
     accept_rollback: bool,
-    cache_bytes: int | None,
+    cache_size: str | None,
     device_name: str | None,
     as_json: bool,
 ) -> int:
@@ -76,6 +74,7 @@ def mount(
     Returns when DIR can be used; a process in the background serves it until
     "cryptfs umount DIR".
     """
+    cache_bytes = None if cache_size is None else parse_size(cache_size)
     mountpoint = require_mountpoint(directory)
     require_fuse()
     remote = open_remote(vault)

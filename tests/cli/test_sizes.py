@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import click
 import pytest
 
-from cryptfs.cli.sizes import Size
+from cryptfs.cli.sizes import parse_size
+from cryptfs.errors import UsageError
 from tests.cli.session import Machine
 
 
@@ -17,13 +17,13 @@ from tests.cli.session import Machine
     ],
 )  # fmt: skip
 def test_sizes(text: str, size_bytes: int) -> None:
-    assert Size().convert(text, None, None) == size_bytes
+    assert parse_size(text) == size_bytes
 
 
 @pytest.mark.parametrize("text", ["", "much", "-1", "10X", "1G1G", "G", "1e9", "9999999T", "∞"])
 def test_no_sizes(text: str) -> None:
-    with pytest.raises(click.BadParameter, match="write it like 500M or 10G"):
-        Size().convert(text, None, None)
+    with pytest.raises(UsageError, match="write it like 500M or 10G"):
+        parse_size(text)
 
 
 def test_mount_with_a_cache_size(machine: Machine) -> None:

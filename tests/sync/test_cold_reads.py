@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from cryptfs.sync.line import PAUSE_SECONDS
 from cryptfs.sync.packs import AGAIN_SECONDS, JOIN_SECONDS, READ_SECONDS, WHOLE_READ_SECONDS
 from cryptfs.vault import Surroundings, Vault
 from tests.device import Device, find, noise, read_file, refused, write_file
-from tests.remotes.faulty import fail_always, no_fault
+from tests.remotes.faulty import Call, fail_always, no_fault
 from tests.sync.distant import Asked, Distant, far_from, publish_files
 
 SALT = 32
@@ -644,3 +645,71 @@ async def test_a_vault_in_a_folder_is_read_in_place(device: Device, clock: MockC
         assert not vault.view.packs.is_far
         assert await read_file(vault, b"large") == LARGE
         assert cached(device) == []
+
+
+# -- everything at once ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_whatever_the_line_does_bytes_are_right_or_refused(
+    device: Device, tmp_path: Path, clock: MockClock, seed: int
+) -> None:
+    files = {b"large": LARGE, b"small": noise(1000)}
+    files |= {b"%d" % number: noise(400_000, number) for number in range(6)}
+    for name, data in files.items():
+        await publish_files(device, {name: data})
+    second, remotes = far_from(device, tmp_path / "second")
+    limited(second, 6 * MIB)
+    chance = random.Random(seed)
+
+    def fault(call: Call) -> None:
+        roll = chance.random()
+        if roll < 0.05:
+            raise TemporaryFailure("busy")
+        if roll < 0.08:
+            raise VaultUnreachable("away")
+
+    def alter(name: str, data: bytes) -> bytes:
+        return (
+            ALTERATIONS[chance.choice(list(ALTERATIONS))](data) if chance.random() < 0.1 else data
+        )
+
+    def spoil(path: Path) -> None:
+        size = path.stat().st_size
+        if chance.random() < 0.5:
+            os.truncate(path, chance.randrange(size + 1))
+        elif size:
+            with open(path, "r+b") as file:
+                file.seek(chance.randrange(size))
+                file.write(b"spoilt")
+
+    async def reader(vault: Vault) -> None:
+        for _ in range(60):
+            name = chance.choice(list(files))
+            idx = chance.randrange(1 + len(files[name]) // CHUNK_SIZE)
+            began = trio.current_time()
+            try:
+                assert await read(vault, name, idx) == chunk(files[name], idx)
+                right.append(idx)
+            except OSError as error:
+                assert error.errno == errno.EIO
+            assert trio.current_time() - began <= READ_SECONDS
+            await trio.sleep(chance.random() * 2)
+            if chance.random() < 0.1 and (there := cached(second)):
+                spoil(chance.choice(there))
+
+    right: list[int] = []
+    async with second.opened() as vault:
+        (remote,) = remotes
+        remote.latency, remote.seconds_per_mib = 0.3, 0.5
+        remote.fault, remote.alter = fault, alter
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(reader, vault)
+        assert len(right) > 200, "most of it works"
+        remote.fault, remote.alter = no_fault, lambda name, data: data
+        await trio.sleep(AGAIN_SECONDS + PAUSE_SECONDS)
+        for name, data in files.items():
+            assert await read_file(vault, name) == data
+        await until_it_came(vault)
+        assert sum(path.stat().st_size for path in cached(second)) <= 6 * MIB
