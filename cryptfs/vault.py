@@ -172,8 +172,8 @@ class Vault:
         stranded = self.fs.files.stranded
         if stranded:
             self.notices.append(
-                f"of files that were being changed {stranded} chunks cannot be read now: what lies "
-                "below their newest bytes is damaged or out of reach; those are kept on this device"
+                f"{stranded} chunks of files that were being changed cannot be read now: what lies "
+                "below their newest bytes is damaged or out of reach; these are kept on this device"
             )
         self.fs.remove_orphans()
 

@@ -6,8 +6,8 @@ the cache, and whoever wants another chunk of the pack meanwhile waits for that.
 comes whole at once. Before anything runs in the background (``run``), and in a restore, which
 wants everything, every pack comes whole.
 
-Nothing is believed before it was opened. What comes wrong is asked for once more. A pack of
-which no chunk opens is never kept; of one that twice came damaged in part, the good chunks are.
+A pack of which no chunk opens is never kept; of one that came damaged in part twice, the good
+chunks can be read, and the others are asked for again after a while.
 """
 
 from __future__ import annotations
@@ -26,21 +26,23 @@ import trio
 
 from cryptfs.concurrency import open_nursery
 from cryptfs.crypto.keys import VaultKeys
-from cryptfs.crypto.seal import SALT_SIZE, TAG_SIZE, ObjectOpener
+from cryptfs.crypto.seal import SALT_SIZE, TAG_SIZE
 from cryptfs.errors import (
     CryptfsError,
     IntegrityError,
     LoginNeeded,
+    ObjectNotFound,
     VaultUnreachable,
 )
 from cryptfs.format.names import pack_name
 from cryptfs.format.pack import ChunkPlace, open_chunk
 from cryptfs.fs.reader import OpenPack
-from cryptfs.ids import CHUNK_SIZE, ObjectKind
+from cryptfs.ids import CHUNK_SIZE
 from cryptfs.remote.base import Remote
 from cryptfs.store.content import Content
 from cryptfs.store.spool import spool_file
 from cryptfs.sync.cache import PackCache
+from cryptfs.sync.download import Download, Downloader, pack_opener
 from cryptfs.sync.line import Line
 
 log = logging.getLogger(__name__)
@@ -51,9 +53,6 @@ OPEN_PACKS: Final = 256
 
 WHOLE_BYTES: Final = 1 << 20
 """A pack up to this size comes whole at once: its bytes cost less than another round trip."""
-
-NEAR_BYTES: Final = 256 << 10
-"""Chunks that begin before this come together with the salt, in one range."""
 
 READ_SECONDS: Final = 20.0
 """A read that got nothing for so long fails; what it asked for may still come."""
@@ -82,30 +81,6 @@ PACKS_IN_MEMORY: Final = 2
 does not fetch a pack once for each chunk."""
 
 
-class _Coming:
-    """A pack on its way here: first the chunks that were asked for, then all of it.
-
-    ``begun`` is set when ``chunks`` holds those chunks, opened, by piece, or when they will come
-    with the whole only; ``done`` when the pack can be read here, or ``error`` says why not.
-    """
-
-    __slots__ = ("begun", "chunks", "done", "error", "id", "name", "opener", "since")
-
-    def __init__(self, id: int, name: str, since: float) -> None:
-        self.id = id
-        self.name = name
-        self.since = since  # seconds, monotonic
-        self.begun = trio.Event()
-        self.done = trio.Event()
-        self.chunks: dict[int, bytes] = {}
-        self.opener: ObjectOpener | None = None
-        self.error: Exception | None = None
-
-    def holds(self, places: Sequence[ChunkPlace]) -> bool:
-        """Whether these chunks are among those that came before the rest."""
-        return all(place.piece in self.chunks for place in places)
-
-
 class Packs:
     """Opens packs for reading, and keeps the most recently used ones open."""
 
@@ -119,11 +94,12 @@ class Packs:
         self.cache = cache
         cache.on_evicted = self._left_cache
         self._line = Line()
+        self._downloader = Downloader(remote, keys, self._line)
         self._open: OrderedDict[int, OpenPack] = OrderedDict()
         self._open_in_spool: dict[bytes, int] = {}
         self._open_in_cache: dict[str, int] = {}
         self._in_memory: OrderedDict[int, None] = OrderedDict()
-        self._coming: dict[int, _Coming] = {}
+        self._coming: dict[int, Download] = {}
         self._came_damaged: dict[int, float] = {}
         self._background: trio.Nursery | None = None
         self._limit = trio.CapacityLimiter(PARALLEL_PACKS)
@@ -197,7 +173,7 @@ class Packs:
 
     def _keep(self, pack: int, fd: int, name: str) -> OpenPack:
         try:
-            opener = self._opener(name, os.pread(fd, SALT_SIZE, 0))
+            opener = pack_opener(self._keys, name, os.pread(fd, SALT_SIZE, 0))
         except BaseException:
             os.close(fd)
             raise
@@ -260,7 +236,7 @@ class Packs:
         for pack in packs:
             if len(self._coming) >= PREFETCHED_PACKS:
                 return
-            with suppress(IntegrityError):  # damaged where it lies: told to whoever reads it
+            with suppress(IntegrityError, ObjectNotFound):  # whoever reads it is told
                 if pack not in self._coming and self.local(pack) is None:
                     self._background.start_soon(self._bring, self._announce(pack), ())
 
@@ -279,7 +255,7 @@ class Packs:
             self._line.note_failure(error)
             raise error
 
-    async def _fetch(self, pack: int, places: Sequence[ChunkPlace]) -> _Coming:
+    async def _fetch(self, pack: int, places: Sequence[ChunkPlace]) -> Download:
         """Begins to bring a pack, ``places`` of it first; without a background, brings it."""
         coming = self._announce(pack)
         if self._background is None:
@@ -288,12 +264,14 @@ class Packs:
             self._background.start_soon(self._bring, coming, places)
         return coming
 
-    def _announce(self, pack: int) -> _Coming:
+    def _announce(self, pack: int) -> Download:
         name = self._content.pack_object_name(pack)
-        coming = self._coming[pack] = _Coming(pack, name, trio.current_time())
+        if self._content.pack_name(pack) is None:
+            raise ObjectNotFound(f"no pack {pack} is known")
+        coming = self._coming[pack] = Download(pack, name, trio.current_time())
         return coming
 
-    async def _bring(self, coming: _Coming, places: Sequence[ChunkPlace]) -> None:
+    async def _bring(self, coming: Download, places: Sequence[ChunkPlace]) -> None:
         """Brings the pack; whatever happens, those who wait for it are told in the end."""
         size = self._content.pack_size(coming.id)
         try:
@@ -302,7 +280,8 @@ class Packs:
                 return
             head = b""
             if places and self._remote.capabilities.ranges:
-                head = await self._bring_first(coming, places)
+                head = await self._downloader.part(coming, places)
+                coming.begun.set()
             if len(head) >= size:
                 head = b""  # nothing lies behind it, and some remotes refuse an empty range
             async with self._limit:
@@ -316,15 +295,7 @@ class Packs:
             coming.begun.set()
             coming.done.set()
 
-    async def _bring_first(self, coming: _Coming, places: Sequence[ChunkPlace]) -> bytes:
-        """Brings the chunks that are waited for; returns the pack's bytes up to their end, or
-        none where it was not read from its start.
-        """
-        head = await self._ask_twice(coming, places)
-        coming.begun.set()
-        return head
-
-    async def _bring_part(self, coming: _Coming, places: Sequence[ChunkPlace]) -> None:
+    async def _bring_part(self, coming: Download, places: Sequence[ChunkPlace]) -> None:
         """Brings chunks of a pack that is slow to come, and some of those behind them."""
         start = min(place.offset for place in places)
         behind = [
@@ -332,95 +303,21 @@ class Packs:
             for place in self._content.places(coming.id)
             if start <= place.offset and place.offset + place.stored <= start + PART_BYTES
         ]
-        await self._ask_twice(coming, places, behind)
+        await self._downloader.part(coming, places, behind)
 
-    async def _ask_twice(
-        self,
-        coming: _Coming,
-        places: Sequence[ChunkPlace],
-        more: Sequence[ChunkPlace] = (),
-    ) -> bytes:
-        try:
-            return await self._ask_once(coming, places, more)
-        except IntegrityError:
-            log.debug("a part of %s came damaged and is asked for once more", coming.name)
-        try:
-            return await self._ask_once(coming, places, more)
-        except IntegrityError as error:
-            raise _not_that_pack(coming.name) from error
-
-    async def _ask_once(
-        self, coming: _Coming, places: Sequence[ChunkPlace], more: Sequence[ChunkPlace]
-    ) -> bytes:
-        """Asks for one range, or for two at a time, and opens the chunks in them.
-
-        Raises IntegrityError if one of ``places`` does not open; ``more`` may be damaged.
-        """
-        start = min(place.offset for place in places)
-        end = max(place.offset + place.stored for place in (*places, *more))
-        opener = coming.opener
-        if opener is None and start <= NEAR_BYTES:
-            start = 0
-        with self._line.call():
-            if opener is not None or start == 0:
-                data = await self._remote.get(coming.name, start, end - start)
-                salt = data[:SALT_SIZE]
-            else:
-                salt, data = await self._get_two(coming.name, start, end)
-        opener = opener or self._opener(coming.name, salt)
-        for place in places:
-            coming.chunks[place.piece] = open_chunk(opener, place, _piece(data, place, start))
-        coming.opener = opener
-        for place in more:
-            with suppress(IntegrityError):  # whoever wants it asks for it, and is told
-                coming.chunks[place.piece] = open_chunk(opener, place, _piece(data, place, start))
-        return data if start == 0 else b""
-
-    async def _get_two(self, name: str, start: int, end: int) -> tuple[bytes, bytes]:
-        """Returns a pack's salt, and its bytes from ``start`` to ``end``, in one round trip."""
-        got: dict[int, bytes] = {}
-
-        async def get(offset: int, length: int) -> None:
-            got[offset] = await self._remote.get(name, offset, length)
-
-        async with open_nursery() as nursery:
-            nursery.start_soon(get, 0, SALT_SIZE)
-            nursery.start_soon(get, start, end - start)
-        return got[0], got[start]
-
-    async def _bring_whole(self, coming: _Coming, head: bytes) -> None:
+    async def _bring_whole(self, coming: Download, head: bytes) -> None:
         """Brings the pack into the cache; ``head`` is what is here of it already."""
         places = self._content.places(coming.id)
-        data, damaged = await self._get_checked(coming, head, places)
-        if damaged:
-            again, damaged_again = await self._get_checked(coming, b"", places)
-            if damaged_again < damaged:
-                data, damaged = again, damaged_again
-        if damaged == len(places):
-            raise _not_that_pack(coming.name)
-        if damaged:
+        whole = await self._downloader.whole(coming.name, head, places)
+        if whole.damaged:
             self._came_damaged[coming.id] = trio.current_time() + AGAIN_SECONDS
             log.error(
                 "%s came damaged twice: %d of its %d chunks cannot be read",
-                coming.name, damaged, len(places),
+                coming.name, whole.damaged, len(places),
             )  # fmt: skip
-        await self._put(coming, data)
+        await self._put(coming, whole.data)
 
-    async def _get_checked(
-        self, coming: _Coming, head: bytes, places: list[ChunkPlace]
-    ) -> tuple[bytes, int]:
-        """Returns the pack as the remote sends it, and how many of its chunks do not open."""
-        try:
-            with self._line.call():
-                data = head + await self._remote.get(coming.name, len(head))
-        except IntegrityError:
-            return b"", len(places)
-        if len(data) <= SALT_SIZE:
-            return b"", len(places)
-        opener = self._opener(coming.name, data[:SALT_SIZE])
-        return data, await trio.to_thread.run_sync(_count_damaged, opener, places, data)
-
-    async def _put(self, coming: _Coming, data: bytes) -> None:
+    async def _put(self, coming: Download, data: bytes) -> None:
         """Keeps what came, and opens it in the place of what was open before."""
         short = _short(coming.name)
         self._note_order()
@@ -445,7 +342,7 @@ class Packs:
         short_names = {pack: short for short, pack in self._open_in_cache.items()}
         self.cache.note_order(short_names[pack] for pack in self._open if pack in short_names)
 
-    async def _load_here(self, coming: _Coming, places: Sequence[ChunkPlace]) -> dict[int, bytes]:
+    async def _load_here(self, coming: Download, places: Sequence[ChunkPlace]) -> dict[int, bytes]:
         """Returns chunks of a pack that came."""
         if coming.error is not None:
             raise coming.error
@@ -454,35 +351,9 @@ class Packs:
             raise VaultUnreachable("the download was given up")
         return await _open_all(opened, places)
 
-    def _opener(self, name: str, salt: bytes) -> ObjectOpener:
-        if len(salt) != SALT_SIZE:
-            raise IntegrityError(f"{name} is cut off: it has {len(salt)} bytes")
-        return ObjectOpener(self._keys, ObjectKind.PACK, name, salt)
-
 
 def _short(name: str) -> str:
     return name.rpartition("/")[2]
-
-
-def _piece(data: bytes, place: ChunkPlace, start: int) -> memoryview:
-    """Returns the sealed chunk out of a pack's bytes from ``start``."""
-    at = place.offset - start
-    return memoryview(data)[at : at + place.stored]
-
-
-def _not_that_pack(name: str) -> IntegrityError:
-    return IntegrityError(f"what the vault sends for {name} is not that pack")
-
-
-def _count_damaged(opener: ObjectOpener, places: list[ChunkPlace], data: bytes) -> int:
-    """Returns how many chunks do not open. Fit for a worker thread."""
-    damaged = 0
-    for place in places:
-        try:
-            open_chunk(opener, place, _piece(data, place, 0))
-        except IntegrityError:
-            damaged += 1
-    return damaged
 
 
 async def _open_all(opened: OpenPack, places: Sequence[ChunkPlace]) -> dict[int, bytes]:
