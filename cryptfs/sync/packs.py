@@ -76,7 +76,7 @@ PREFETCHED_PACKS: Final = 2
 
 TRIM_SECONDS: Final = 2.0
 
-PACKS_IN_MEMORY: Final = 2
+PACKS_IN_MEMORY: Final = 4
 """Packs for which the cache has no room are kept open in memory, so that a stream of reads
 does not fetch a pack once for each chunk."""
 
@@ -216,18 +216,20 @@ class Packs:
         Raises as ``load``, and IntegrityError where no copy can be better than this one.
         """
         name = self._content.pack_object_name(pack)
-        if self._open.get(pack, damaged) is damaged and pack not in self._coming:
-            if self._open_in_cache.get(_short(name)) != pack:
-                raise IntegrityError(f"{name} is damaged")
-            if trio.current_time() < self._came_damaged.get(pack, -math.inf):
-                raise IntegrityError(f"{name} came damaged from the vault")
-            with self._line.attempt(), self._patience():
-                log.warning("%s is damaged in the cache and is fetched again", name)
-                coming = await self._fetch(pack, ())
-                await coming.done.wait()
-                return await self._load_here(coming, places)
-        opened = None if pack in self._coming else self.local(pack)
-        return await (self.load(pack, places) if opened is None else _open_all(opened, places))
+        opened = self._open.get(pack, damaged)
+        if opened is not damaged:  # another read was here first
+            return await _open_all(opened, places)
+        if self._open_in_cache.get(_short(name)) != pack:
+            raise IntegrityError(f"{name} is damaged")
+        if trio.current_time() < self._came_damaged.get(pack, -math.inf):
+            raise IntegrityError(f"{name} came damaged from the vault")
+        if pack not in self._coming:
+            log.warning("%s is damaged in the cache and is fetched again", name)
+        try:
+            return await self.load(pack, places)
+        except IntegrityError:
+            self._note_damaged(pack)
+            raise
 
     def prefetch(self, packs: Iterable[int]) -> None:
         """Has packs come that will be read soon, if not too many are on their way."""
@@ -310,7 +312,7 @@ class Packs:
         places = self._content.places(coming.id)
         whole = await self._downloader.whole(coming.name, head, places)
         if whole.damaged:
-            self._came_damaged[coming.id] = trio.current_time() + AGAIN_SECONDS
+            self._note_damaged(coming.id)
             log.error(
                 "%s came damaged twice: %d of its %d chunks cannot be read",
                 coming.name, whole.damaged, len(places),
@@ -332,6 +334,10 @@ class Packs:
         if len(self._in_memory) > PACKS_IN_MEMORY:
             oldest, _ = self._in_memory.popitem(last=False)
             self._open.pop(oldest, None)
+
+    def _note_damaged(self, pack: int) -> None:
+        """Has nobody ask for damaged chunks of the pack again, for a while."""
+        self._came_damaged[pack] = trio.current_time() + AGAIN_SECONDS
 
     def _trim(self) -> None:
         self._note_order()

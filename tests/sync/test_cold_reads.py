@@ -538,6 +538,20 @@ async def test_a_cache_that_is_damaged_while_the_remote_is_away(
         assert await read_file(vault, b"large") == LARGE
 
 
+async def test_a_damaged_cache_on_a_slow_line(
+    device: Device, tmp_path: Path, clock: MockClock
+) -> None:
+    second, remotes, _ = await with_a_damaged_cache(device, tmp_path / "second", flip_chunk)
+    async with second.opened() as vault:
+        remotes[1].seconds_per_mib = 20.0
+        began = trio.current_time()
+        assert await read(vault, b"large", 7) == chunk(LARGE, 7)
+        assert trio.current_time() - began < 10
+        await until_it_came(vault)
+        assert await read_file(vault, b"large") == LARGE
+        assert len(remotes[1].asked) <= 3
+
+
 async def test_a_cache_and_a_remote_that_are_both_damaged(
     device: Device, tmp_path: Path, clock: MockClock
 ) -> None:
@@ -549,7 +563,7 @@ async def test_a_cache_and_a_remote_that_are_both_damaged(
         for _ in range(5):
             with refused(errno.EIO):
                 await read(vault, b"large", 7)
-        assert len(remotes[1].asked) == 2, "not again for each read"
+        assert len(remotes[1].asked) == 4, "twice, two ranges each, and not again for each read"
         remote_pack.write_bytes(whole)
         await trio.sleep(AGAIN_SECONDS)
         assert await read_file(vault, b"large") == LARGE
