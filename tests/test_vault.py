@@ -279,6 +279,36 @@ async def test_a_damaged_pack_under_a_journaled_chunk(
         assert vault.has_unpublished(), "the pages are on this device only"
 
 
+async def test_a_damaged_spool_file_under_a_journaled_chunk(
+    device: Device, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with device.opened(background=False) as vault:
+        inode = await write_file(vault, b"database", DATABASE)
+        await write_file(vault, b"other", b"on its own")
+        await vault.settler.settle()
+        await vault.fs.open(inode)
+        await vault.fs.write(inode, 5000, b"newest")
+        await vault.fs.fsync()
+        dead = device.copy(tmp_path / "dead")
+        await vault.fs.release(inode)
+    (spooled,) = dead.spool.iterdir()
+    data = bytearray(spooled.read_bytes())
+    data[1000] ^= 1
+    spooled.write_bytes(data)
+    async with dead.opened(background=False) as vault:
+        (told,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+        assert spooled.name in told.getMessage()
+        inode = find(vault, b"database").id
+        with refused(errno.EIO):
+            await vault.fs.files.read(inode, 0, 10)
+        assert await read_file(vault, b"other") == b"on its own"
+        assert await overwrite_whole(vault, inode) == await read_file(vault, b"database")
+        await vault.publisher.publish()
+        seen = await look(vault)
+    async with dead.second(tmp_path / "second").opened(background=False) as vault:
+        assert await look(vault) == seen
+
+
 async def overwrite_whole(vault: Vault, inode: int) -> bytes:
     await vault.fs.write(inode, 0, noise(CHUNK_SIZE, "new"))
     return noise(CHUNK_SIZE, "new") + DATABASE[CHUNK_SIZE:]
