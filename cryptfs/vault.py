@@ -135,6 +135,7 @@ class Vault:
         open_counts: dict[int, int] = {}
         self._spool = spool
         spool.on_removed = view.packs.left_spool
+        spool.take_over = view.packs.take_published
         self._sealing = Sealing(view.content, view.progress, spool, self.dirty, view.keys)
         self.settler = Settler(
             view.database, view.progress, view.content, spool, self.dirty, self._sealing,

@@ -195,6 +195,13 @@ class Content:
     def is_spooled(self, id: int) -> bool:
         return self._execute("SELECT 1 FROM spooled WHERE pack = ?", (id,)).fetchone() is not None
 
+    def confirmed_pack(self, name: bytes) -> int | None:
+        """Returns the id of a pack that is confirmed on the remote, else None."""
+        row = self._execute(
+            "SELECT id FROM pack WHERE name = ? AND id NOT IN (SELECT pack FROM spooled)", (name,)
+        ).fetchone()
+        return None if row is None else int(row[0])
+
     def note_uploaded(self, ids: Iterable[int]) -> None:
         self._many("DELETE FROM spooled WHERE pack = ?", [(id,) for id in ids])
 

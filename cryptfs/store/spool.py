@@ -79,6 +79,8 @@ class Spool:
         self.unsynced_bytes = 0
         """About how much the next sync has to bring to the disk."""
         self.on_removed: Callable[[bytes], None] = lambda name: None
+        self.take_over: Callable[[bytes, Path], bool] = lambda name, path: False
+        """Asked before a file is removed: moves it elsewhere, or returns False."""
         self._full: list[_Filling] = []
         self._ended: list[EndedPack] = []
 
@@ -241,8 +243,11 @@ class Spool:
                 path.unlink()
 
     def remove(self, name: bytes) -> None:
-        spool_file(self.folder, name).unlink(missing_ok=True)
-        self.on_removed(name)
+        """Gives up a file of the spool: what is in it is on the remote, or needed by nobody."""
+        path = spool_file(self.folder, name)
+        if not self.take_over(name, path):
+            path.unlink(missing_ok=True)
+            self.on_removed(name)
 
     def close(self) -> None:
         for fd in self._unsynced.values():

@@ -11,7 +11,7 @@
         log          what the mount had to say
         state.db     the encrypted database, and its -wal and -shm
         spool/       packs being filled or waiting for upload
-        cache/       downloaded packs
+        cache/       packs of a distant remote, downloaded or just published
 
 Mode 0700. A state that cannot be read is moved aside, never deleted.
 """

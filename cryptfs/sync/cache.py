@@ -1,8 +1,8 @@
-"""Downloaded packs on this disk: bounded, the least recently used go first.
+"""Packs of a distant remote on this disk: bounded, the least recently used go first.
 
-Only packs that were confirmed on the remote come here (what is not yet, lies in the spool), so
-everything may be evicted at any time. Nothing is synced: what a power cut leaves is found out
-when its chunks are opened, and fetched again.
+Only packs that are confirmed on the remote come here, downloaded or just published (what is not
+yet, lies in the spool), so everything may be evicted at any time. Nothing is synced: what a power
+cut leaves is found out when its chunks are opened, and fetched again.
 
 | where it dies         | what is on disk            | what the next mount does               |
 |-----------------------|----------------------------|----------------------------------------|
@@ -35,7 +35,7 @@ LEFTOVER: Final = ".new"
 
 
 class PackCache:
-    """The folder of downloaded packs. A pack is named by the last part of its object's name.
+    """The folder of cached packs. A pack is named by the last part of its object's name.
 
     Invariant: once scanned, ``_sizes`` holds every file that this process knows of, the least
     recently used first. Another process (``restore`` beside a mount) may add and remove some.
@@ -107,6 +107,24 @@ class PackCache:
                 return False
             self._used_bytes += len(data) - self._sizes.pop(name, 0)
             self._sizes[name] = len(data)
+        return True
+
+    def adopt(self, name: str, path: Path) -> bool:
+        """Moves a pack here that was just published; whether there was room for it."""
+        try:
+            self._scan()
+            size = path.stat().st_size
+            room = self._room_bytes()
+            if size > room:
+                return False
+            self._shrink(room - size)
+            path.replace(self.path(name))
+        except OSError as error:
+            log.debug("a published pack is not kept in %s: %s", self.folder, error)
+            return False
+        self._used_bytes += size - self._sizes.pop(name, 0)
+        self._sizes[name] = size
+        self.note_use(name)
         return True
 
     def trim(self) -> None:

@@ -166,6 +166,17 @@ class Packs:
         if pack is not None:
             self._open.pop(pack, None)
 
+    def take_published(self, name: bytes, path: Path) -> bool:
+        """Moves a pack from the spool into the cache, now that it is confirmed on a remote that
+        is far: what was just written is read again soon. Returns whether it did.
+        """
+        pack = self._content.confirmed_pack(name) if self.is_far else None
+        if pack is None or not self.cache.adopt(path.name, path):
+            return False
+        if self._open_in_spool.pop(name, None) is not None:
+            self._open_in_cache[path.name] = pack
+        return True
+
     def _left_cache(self, short: str) -> None:
         pack = self._open_in_cache.pop(short, None)
         if pack is not None:

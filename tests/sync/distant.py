@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import trio
 
 from cryptfs.remote.base import Capabilities, Remote
+from cryptfs.vault import Surroundings
 from tests.device import Device, write_file
 from tests.remotes.faulty import FaultyRemote
 
@@ -75,3 +77,13 @@ async def publish_files(device: Device, files: dict[bytes, bytes]) -> None:
         for name, data in files.items():
             await write_file(vault, name, data)
         await vault.publisher.publish()
+
+
+def limited(device: Device, cache_bytes: int) -> None:
+    """From now on the device's cache takes so much."""
+    surroundings = device.surroundings
+
+    def with_limit() -> Surroundings:
+        return replace(surroundings(), cache_bytes=cache_bytes)
+
+    device.surroundings = with_limit  # type: ignore[method-assign]

@@ -7,7 +7,6 @@ import logging
 import os
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,10 +18,10 @@ from cryptfs.ids import CHUNK_SIZE
 from cryptfs.sync import packs as packs_module
 from cryptfs.sync.line import PAUSE_SECONDS
 from cryptfs.sync.packs import AGAIN_SECONDS, JOIN_SECONDS, READ_SECONDS, WHOLE_READ_SECONDS
-from cryptfs.vault import Surroundings, Vault
+from cryptfs.vault import Vault
 from tests.device import Device, find, noise, read_file, refused, write_file
 from tests.remotes.faulty import Call, fail_always, no_fault
-from tests.sync.distant import Asked, Distant, far_from, publish_files
+from tests.sync.distant import Asked, Distant, far_from, limited, publish_files
 
 SALT = 32
 SEALED = CHUNK_SIZE + 16
@@ -583,15 +582,6 @@ async def publish_eight(device: Device) -> None:
         for number in range(8):
             await write_file(vault, b"%d" % number, noise(100_000, number))
             await vault.publisher.publish()
-
-
-def limited(device: Device, cache_bytes: int) -> None:
-    surroundings = device.surroundings
-
-    def with_limit() -> Surroundings:
-        return replace(surroundings(), cache_bytes=cache_bytes)
-
-    device.surroundings = with_limit  # type: ignore[method-assign]
 
 
 async def test_the_cache_keeps_what_was_used_last(

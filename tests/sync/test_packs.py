@@ -15,7 +15,7 @@ from cryptfs.sync.line import PAUSE_SECONDS
 from cryptfs.vault import Vault
 from tests.device import Device, find, noise, read_file, refused, write_file
 from tests.remotes.faulty import Call
-from tests.sync.distant import far_from, publish_files
+from tests.sync.distant import far_from, limited, publish_files
 
 EIO = 5
 
@@ -44,20 +44,46 @@ async def test_a_pack_is_fetched_once_and_stays_after_a_restart(
     assert noise(5 * CHUNK_SIZE)[:1000] not in cached.read_bytes()
 
 
-async def test_our_own_packs_are_read_from_the_spool_until_they_are_up(
-    device: Device, tmp_path: Path
-) -> None:
+async def test_our_own_packs_are_never_fetched(device: Device, tmp_path: Path) -> None:
+    """They are read from the spool until they are up, and from the cache then."""
     second, remotes = far_from(device, tmp_path / "second")
     data = noise(3 * CHUNK_SIZE)
     async with second.opened() as vault:
         await write_file(vault, b"file", data)
         await vault.settler.settle_all(lambda: None)
         assert await read_file(vault, b"file") == data
-        assert remotes[0].fetched() == []
         await vault.publisher.publish()
+        assert await read_file(vault, b"file") == data
+        assert remotes[0].fetched() == []
+    assert list(second.spool.iterdir()) == []
+    (cached,) = second.state.joinpath("cache").iterdir()
     async with second.opened() as vault:
         assert await read_file(vault, b"file") == data
-        assert len(remotes[1].fetched()) == 1
+        assert remotes[1].fetched() == []
+        cached.unlink()
+    async with second.opened() as vault:
+        assert await read_file(vault, b"file") == data
+        assert len(remotes[2].fetched()) == 1
+
+
+async def test_what_the_cache_has_no_room_for_leaves_the_spool_all_the_same(
+    device: Device, tmp_path: Path
+) -> None:
+    second, remotes = far_from(device, tmp_path / "second")
+    limited(second, 0)
+    async with second.opened() as vault:
+        await write_file(vault, b"file", noise(3 * CHUNK_SIZE))
+        await vault.publisher.publish()
+        assert list(second.spool.iterdir()) == []
+        assert list(second.state.joinpath("cache").iterdir()) == []
+        assert await read_file(vault, b"file") == noise(3 * CHUNK_SIZE)
+        assert len(remotes[0].fetched()) == 1
+
+
+async def test_packs_of_a_folder_are_not_kept_twice(device: Device) -> None:
+    await publish_file(device, b"file", noise(3 * CHUNK_SIZE))
+    assert list(device.spool.iterdir()) == []
+    assert list(device.state.joinpath("cache").iterdir()) == []
 
 
 async def test_a_line_that_is_down_gives_an_error_and_later_the_bytes(
