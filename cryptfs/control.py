@@ -43,6 +43,8 @@ class MountRequest:
     limit_up: int | None = None
     limit_down: int | None = None
     allow_metered: bool = False
+    cache_bytes: int | None = None
+    """How much of what is downloaded is kept; None: as the disk has room."""
 
     def encode(self) -> bytes:
         return json.dumps(

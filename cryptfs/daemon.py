@@ -339,13 +339,19 @@ async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
     """Opens the vault, mounts it, and serves it to its end."""
     key = RecoveryKey(request.digits.encode())
     unlocked = Unlocked(key, VaultKeys.derive(key), None)
-    around = Surroundings(Path(request.state_root), request.device_name, time.time_ns, os.urandom)
     treatment = Treatment(
         None if request.verify is None else Verify(request.verify),
         request.limit_up,
         request.limit_down,
     )
     remote = Stack(open_remote(request.url), treatment)
+    around = Surroundings(
+        Path(request.state_root),
+        request.device_name,
+        time.time_ns,
+        os.urandom,
+        request.cache_bytes,
+    )
     vault = await open_vault(
         remote,
         unlocked,

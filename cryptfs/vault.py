@@ -39,6 +39,7 @@ from cryptfs.store.progress import Progress
 from cryptfs.store.spool import Spool, spool_file
 from cryptfs.store.state import StateFolder, write_atomically
 from cryptfs.store.tree import Tree
+from cryptfs.sync.cache import PackCache
 from cryptfs.sync.packs import Packs
 from cryptfs.sync.publish import Publisher
 from cryptfs.sync.pull import Puller
@@ -60,6 +61,8 @@ class Surroundings:
     device_name: str
     clock_ns: ClockNs
     random_bytes: RandomBytes
+    cache_bytes: int | None = None
+    """How much of what is downloaded is kept here; None: as the disk has room."""
 
 
 class Disk:
@@ -112,10 +115,16 @@ class View:
     chunks: ChunkReader
 
 
-def _view(remote: Remote, keys: VaultKeys, state: StateFolder, database: Database) -> View:
+def _view(
+    remote: Remote,
+    keys: VaultKeys,
+    state: StateFolder,
+    database: Database,
+    around: Surroundings,
+) -> View:
     progress = Progress(database)
     content = Content(database, progress)
-    packs = Packs(content, remote, keys, state.spool, state.cache)
+    packs = Packs(content, remote, keys, state.spool, PackCache(state.cache, around.cache_bytes))
     return View(
         remote, keys, state, database, progress, Tree(database, progress), content, packs,
         ChunkReader(content, packs),
@@ -133,6 +142,7 @@ class Vault:
         open_counts: dict[int, int] = {}
         self._spool = spool
         spool.on_removed = view.packs.left_spool
+        spool.take_over = view.packs.take_published
         self._sealing = Sealing(view.content, view.progress, spool, self.dirty, view.keys)
         self.settler = Settler(
             view.database, view.progress, view.content, spool, self.dirty, self._sealing,
@@ -146,6 +156,7 @@ class Vault:
             view.tree, files, self.settler, view.progress, around.clock_ns,
             self.disk.free_bytes, open_counts,
         )  # fmt: skip
+        self.settler.before_all = files.restore_stranded
         self.publisher = Publisher(
             view.database, view.progress, view.content, spool, self.settler, view.remote,
             view.keys, device_name=around.device_name, state_key=view.keys.state_database,
@@ -158,13 +169,20 @@ class Vault:
         # A full disk is no reason not to start: reading and deleting must go on. What stays open
         # here is ended by the next publication.
         with suppress(OutOfSpace):
-            self._sealing.end_packs()
+            self._sealing.recover_packs()
+        self.view.packs.cache.remove_leftovers()
         publication = self.view.progress.publication()
         known = set(self._known_files())
         if publication is not None and publication.digest is not None:
             known.add(f"{publication.epoch:010d}.000")
         self._spool.remove_unknown(known.__contains__)
         await self.fs.files.restore_journal()
+        stranded = self.fs.files.stranded
+        if stranded:
+            self.notices.append(
+                f"{stranded} chunks of files that were being changed cannot be read now: what lies "
+                "below their newest bytes is damaged or out of reach; these are kept on this device"
+            )
         self.fs.remove_orphans()
 
     def _known_files(self) -> list[str]:
@@ -191,6 +209,7 @@ class Vault:
     async def run(self, nursery: trio.Nursery) -> None:
         """Starts what works in the background of a mount."""
         nursery.start_soon(self._sealing.run)
+        await nursery.start(self.view.packs.run)
         await self.fs.run(nursery)
 
     def unpublished_bytes(self) -> int:
@@ -200,7 +219,9 @@ class Vault:
     def has_unpublished(self) -> bool:
         """Whether anything, bytes or names, exists on this device only."""
         progress = self.view.progress
-        return progress.has_changes() or progress.publication() is not None
+        if progress.has_changes() or progress.publication() is not None:
+            return True
+        return self.fs.files.stranded > 0
 
     def close(self) -> None:
         """Gives everything back. What is unsettled is lost: settle first."""
@@ -264,7 +285,7 @@ async def _open_locked(
     database, is_new = _open_database(state, keys, around, notices)
     try:
         spool = Spool(state.spool, keys, around.random_bytes)
-        vault = Vault(_view(remote, keys, state, database), spool, around, notices)
+        vault = Vault(_view(remote, keys, state, database, around), spool, around, notices)
         await vault.recover()
         await vault.pull(accept_rollback=only_look)
         progress = vault.view.progress
@@ -331,7 +352,7 @@ async def open_view(
         database = Database(state.database, unlocked.keys.state_database, read_only=True)
         try:
             notice = f"the vault is mounted at {holder.mountpoint}: this is its settled state"
-            yield _view(remote, unlocked.keys, state, database), [notice]
+            yield _view(remote, unlocked.keys, state, database, around), [notice]
         finally:
             database.close()
         return

@@ -23,6 +23,7 @@ from cryptfs.cli.display import say, show_json, warn
 from cryptfs.cli.examples import examples
 from cryptfs.cli.limits import Limits, limit_options, verify_option
 from cryptfs.cli.places import find_mounted, is_inside, raise_error, surroundings
+from cryptfs.cli.sizes import parse_size
 from cryptfs.control import Message, MountRequest
 from cryptfs.errors import CryptfsError, FuseUnavailable, UsageError, VaultBusy
 from cryptfs.remote.location import open_remote
@@ -53,6 +54,12 @@ _LARGE_LOG: Final = 1 << 20
 @limit_options
 @click.option("--allow-metered", is_flag=True, help="Upload by itself on a metered network too.")
 @verify_option
+@click.option(
+    "--cache-size",
+    metavar="SIZE",
+    help="Keep up to SIZE of what is downloaded here (500M, 10G). Default: a tenth of the free "
+    "disk, at most 10G.",
+)
 @click.option("--device-name", metavar="NAME", help="This device's name in the log.")
 @click.option("--json", "as_json", is_flag=True, help="Print the status of the mount as JSON.")
 def mount(
@@ -66,6 +73,7 @@ def mount(
     limits: Limits,
     allow_metered: bool,
     verify: str | None,
+    cache_size: str | None,
     device_name: str | None,
     as_json: bool,
 ) -> int:
@@ -74,6 +82,7 @@ def mount(
     Returns when DIR can be used; a process in the background serves it until
     "cryptfs umount DIR".
     """
+    cache_bytes = None if cache_size is None else parse_size(cache_size)
     mountpoint = require_mountpoint(directory)
     require_fuse()
     remote = Stack(open_remote(vault))
@@ -110,6 +119,7 @@ def mount(
         limit_up=limits.up or None,
         limit_down=limits.down or None,
         allow_metered=allow_metered,
+        cache_bytes=cache_bytes,
     )
     state = StateFolder(around.state_root, unlocked.keys.vault_id)
     _remember(state, remote.url, unlocked)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final, NoReturn
 
@@ -89,6 +89,8 @@ class Settler:
         is_open: Callable[[int], bool],
     ):
         self.gate = Gate()
+        self.before_all: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        """Awaited before everything is sealed: for what could not be restored so far."""
         self._database = database
         self._progress = progress
         self._content = content
@@ -133,6 +135,7 @@ class Settler:
         """Settles with every chunk sealed and every pack ended, and calls ``at_the_instant``
         just before the commit: what it writes is part of the picture.
         """
+        await self.before_all()
         async with holding(self._lock):
             self._refuse_if_broken()
             await self._preseal()

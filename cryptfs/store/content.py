@@ -34,6 +34,7 @@ class Content:
     def __init__(self, database: Database, progress: Progress):
         self._execute = database.execute
         self._many = database.many
+        self._read_only = database.read_only
         self._progress = progress
 
     # -- extents ---------------------------------------------------------------------------
@@ -71,6 +72,31 @@ class Content:
     def chunk_of_digest(self, digest: bytes) -> int | None:
         row = self._execute("SELECT id FROM chunk WHERE digest = ?", (digest,)).fetchone()
         return None if row is None else row[0]
+
+    def distrust(self, chunk: int) -> None:
+        """Never again takes this chunk for what equal bytes are stored in: it is damaged."""
+        if not self._read_only:
+            self._execute(
+                "UPDATE chunk SET digest = NULL WHERE id = ? AND digest IS NOT NULL", (chunk,)
+            )
+
+    def distrust_pack(self, pack: int) -> None:
+        """As ``distrust``, for all chunks of a pack that is lost."""
+        if not self._read_only:
+            self._execute(
+                "UPDATE chunk SET digest = NULL WHERE pack = ? AND digest IS NOT NULL", (pack,)
+            )
+
+    def packs_of(self, inode: int, first: int, last: int) -> list[int]:
+        """Returns the packs that hold the file from chunk ``first`` to ``last``, in its order."""
+        return [
+            row[0]
+            for row in self._execute(
+                "SELECT pack FROM extent JOIN chunk ON chunk.id = extent.chunk "
+                "WHERE inode = ? AND idx BETWEEN ? AND ? GROUP BY pack ORDER BY min(idx)",
+                (inode, first, last),
+            )
+        ]
 
     def add_chunk(self, digest: bytes | None, pack: int, place: ChunkPlace) -> int:
         """Records a sealed chunk and returns its new id."""
@@ -122,6 +148,11 @@ class Content:
         """Returns the pack's random name and key epoch."""
         return self._execute("SELECT name, key_epoch FROM pack WHERE id = ?", (id,)).fetchone()
 
+    def pack_size(self, id: int) -> int:
+        """Returns the size of the pack's object; 0 while it fills, and where it is not known."""
+        row = self._execute("SELECT size FROM pack WHERE id = ?", (id,)).fetchone()
+        return 0 if row is None else int(row[0])
+
     def pack_object_name(self, id: int) -> str:
         """Returns the name of the pack's object on the remote, for messages too."""
         found = self.pack_name(id)
@@ -163,6 +194,13 @@ class Content:
 
     def is_spooled(self, id: int) -> bool:
         return self._execute("SELECT 1 FROM spooled WHERE pack = ?", (id,)).fetchone() is not None
+
+    def confirmed_pack(self, name: bytes) -> int | None:
+        """Returns the id of a pack that is confirmed on the remote, else None."""
+        row = self._execute(
+            "SELECT id FROM pack WHERE name = ? AND id NOT IN (SELECT pack FROM spooled)", (name,)
+        ).fetchone()
+        return None if row is None else int(row[0])
 
     def note_uploaded(self, ids: Iterable[int]) -> None:
         self._many("DELETE FROM spooled WHERE pack = ?", [(id,) for id in ids])

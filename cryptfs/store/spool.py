@@ -75,6 +75,8 @@ class Spool:
         self.unsynced_bytes = 0
         """About how much the next sync has to bring to the disk."""
         self.on_removed: Callable[[bytes], None] = lambda name: None
+        self.take_over: Callable[[bytes, Path], bool] = lambda name, path: False
+        """Asked before a file is removed: moves it elsewhere, or returns False."""
         self._full: list[_Filling] = []
         self._ended: list[EndedPack] = []
 
@@ -185,13 +187,21 @@ class Spool:
 
     # -- after a crash ---------------------------------------------------------------------
 
-    def finish(self, name: bytes, end: int) -> int:
-        """Ends a pack of a dead process behind byte ``end``; returns the object's size.
+    def size_of(self, name: bytes) -> int | None:
+        """Returns how long a pack's file is; None if it is gone."""
+        try:
+            return spool_file(self.folder, name).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def finish(self, name: bytes, end: int, size: int = 0) -> int:
+        """Ends a pack of a dead process behind byte ``end``; returns the object's size, which is
+        ``size`` if that is given.
 
         Only random filling is written, nothing is sealed: no nonce is used.
         """
         path = spool_file(self.folder, name)
-        size = padded_size(end)
+        size = size or padded_size(end)
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
@@ -218,8 +228,11 @@ class Spool:
                 path.unlink()
 
     def remove(self, name: bytes) -> None:
-        spool_file(self.folder, name).unlink(missing_ok=True)
-        self.on_removed(name)
+        """Gives up a file of the spool: what is in it is on the remote, or needed by nobody."""
+        path = spool_file(self.folder, name)
+        if not self.take_over(name, path):
+            path.unlink(missing_ok=True)
+            self.on_removed(name)
 
     def close(self) -> None:
         for file in self._unsynced.values():

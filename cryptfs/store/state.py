@@ -12,7 +12,7 @@
         paused       is there while nothing is to be published by itself
         state.db     the encrypted database, and its -wal and -shm
         spool/       packs being filled or waiting for upload
-        cache/       downloaded packs
+        cache/       packs of a distant remote, downloaded or just published
 
 Mode 0700. A state that cannot be read is moved aside, never deleted.
 """

@@ -219,6 +219,11 @@ class Publisher:
             if pack.since > epoch:
                 continue
             assert pack.size > 0, "a closed epoch holds ended packs only"
+            path = spool_file(self._spool.folder, pack.name)
+            if not path.exists():
+                # Everything else goes on; should it come back, it goes up later.
+                log.error("%s is gone: the files in it are published without their content", path)
+                continue
             packs.append(pack)
         return packs
 
