@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -11,11 +10,10 @@ from typing import Any, Final, TypeVar
 import click
 
 from cryptfs.cli.display import format_size
+from cryptfs.cli.sizes import parse_size
+from cryptfs.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_RATE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:iB|B)?(?:/s)?", re.IGNORECASE)
-_FACTORS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 LEAST_RATE: Final = 1 << 10
 """Slower than this, one pack would take hours: surely a unit was forgotten."""
@@ -41,10 +39,10 @@ class Rate(click.ParamType):  # type: ignore[type-arg]  # generic in newer click
         """The rate in bytes a second; 0 for none."""
         if isinstance(value, int):
             return value
-        match = _RATE.fullmatch(str(value).strip())
-        if match is None:
+        try:
+            rate = parse_size(str(value).strip().removesuffix("/s"))
+        except UsageError:
             self.fail(f"{value!r} is no rate; write 500K or 2M (bytes a second)", param, ctx)
-        rate = int(float(match[1]) * _FACTORS[match[2].upper()])
         if 0 < rate < LEAST_RATE:
             self.fail(
                 f"{value!r} is {format_size(rate)} a second, which is too little; write 500K or 2M",
