@@ -9,6 +9,8 @@ kilobytes of a command line tool and the megabytes of a password hash stay out o
 
 | where it dies        | what the kernel has               | what the next mount does         |
 |----------------------|-----------------------------------|----------------------------------|
+| serving, of a damaged| nothing: unmounted                | reads the whole state, and if it  |
+| local state          |                                   | is damaged, rebuilds it           |
 | serving              | a mount that answers ENOTCONN     | says how to clear it             |
 | ending, before it    | nothing: unmounted                | goes on from the last settle     |
 | is published         |                                   | and publishes                    |
@@ -51,7 +53,7 @@ from cryptfs.remote.location import open_remote
 from cryptfs.sync.policy import PublishPolicy
 from cryptfs.sync.publish import Upload
 from cryptfs.unlock import Unlocked
-from cryptfs.vault import Surroundings, Vault, open_vault
+from cryptfs.vault import Surroundings, Vault, noting_damage, open_vault
 
 log = logging.getLogger(__name__)
 
@@ -319,9 +321,13 @@ async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
         for notice in vault.notices:
             log.warning("%s", notice)
         mount = Mount(vault, request)
-        await mount.serve(
-            lambda: report({"ready": True, "notices": vault.notices} | mount.status())
-        )
+        with noting_damage(vault.view.state):
+            await mount.serve(
+                lambda: report(
+                    {"ready": True, "notices": vault.notices + vault.private_notices}
+                    | mount.status()
+                )
+            )
     finally:
         vault.close()
         await remote.close()

@@ -14,7 +14,7 @@ from cryptfs.cli.places import Mounted, find_mounted, raise_error, remote_of, su
 from cryptfs.control import Message, ask
 from cryptfs.errors import CryptfsError
 from cryptfs.sync.publish import Upload
-from cryptfs.vault import open_vault
+from cryptfs.vault import noting_damage, open_vault
 
 
 @click.command(
@@ -71,14 +71,15 @@ async def _publish_unmounted(place: str, secret: SecretSource) -> int:
         unlocked = await open_with(remote, secret, around.state_root)
         vault = await open_vault(remote, unlocked, around)
         try:
-            for notice in vault.notices:
+            for notice in vault.notices + vault.private_notices:
                 warn(notice)
             with progress_bar("Publishing") as on_progress:
 
                 def note(upload: Upload) -> None:
                     on_progress(upload.sent_bytes, upload.total_bytes)
 
-                return await vault.publisher.publish(note)
+                with noting_damage(vault.view.state):
+                    return await vault.publisher.publish(note)
         finally:
             vault.close()
     finally:

@@ -9,6 +9,7 @@
         lock         held by the process that works here; says where it is mounted
         control      the socket that a mounted vault listens on
         log          what the mount had to say
+        damaged      there while state.db is under suspicion: damage was met by a mount
         state.db     the encrypted database, and its -wal and -shm
         spool/       packs being filled or waiting for upload
         cache/       downloaded packs
@@ -59,6 +60,7 @@ class StateFolder:
         self.log = self.path / "log"
         self.header = self.path / "header"
         self.local_slots = self.path / "local-slots"
+        self._damaged = self.path / "damaged"
         self._lock_path = self.path / "lock"
         self._lock_fd = -1
 
@@ -151,6 +153,19 @@ class StateFolder:
         """Forgets which header was the newest: somebody wants to go on from an older one."""
         (self.path / "vault.json").unlink(missing_ok=True)
 
+    @property
+    def is_suspect(self) -> bool:
+        """Whether damage was met while the state was in use, and nobody has looked since."""
+        return self._damaged.exists()
+
+    def suspect_damage(self) -> None:
+        """Has the next start read the whole database before it is used."""
+        write_atomically(self._damaged, b"")
+
+    def trust(self) -> None:
+        """The database was read as a whole and is sound, or is another one now."""
+        self._damaged.unlink(missing_ok=True)
+
     def move_damaged_aside(self) -> Path:
         """Moves database and spool into a folder of their own; returns it."""
         aside = self.path / time.strftime("damaged-%Y%m%d-%H%M%S")
@@ -164,6 +179,7 @@ class StateFolder:
             if source.exists():
                 source.rename(aside / name)
         self.spool.mkdir(mode=0o700)
+        self.trust()
         return aside
 
 

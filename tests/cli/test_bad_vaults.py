@@ -189,9 +189,7 @@ def test_a_removed_password_comes_back_in_no_altered_header(machine: Machine, he
     (machine.vault / "headers/000002").unlink()
     header.write_bytes(old)
     for rollback in ((), ("--accept-rollback",)):
-        said = machine.run(
-            "mount", *rollback, *machine.password, machine.vault, machine.mountpoint
-        )
+        said = machine.run("mount", *rollback, *machine.password, machine.vault, machine.mountpoint)
         assert said.code == 4
         assert "all headers of this vault were altered" in said.err
 
