@@ -83,6 +83,14 @@ class Files:
             answer[at : at + len(piece)] = piece
         return answer
 
+    def chunks_with_data(self, inode: int) -> int:
+        """Returns how many chunks of the file are no holes, those that are not sealed yet too."""
+        sealed = self._content.count_extents(inode)
+        dirty = self._dirty.of(inode)
+        if not dirty:
+            return sealed
+        return sealed + sum(not self._content.has_extent(inode, idx) for idx in dirty)
+
     def _keep_for_next(self, ref: ChunkRef | None, loaded: dict[int, bytes]) -> None:
         """Keeps a chunk that was read in part: the next small read wants it too."""
         if ref is not None and ref.id in loaded:
