@@ -46,7 +46,7 @@ _LARGE_LOG: Final = 1 << 20
 @click.option(
     "--accept-rollback",
     is_flag=True,
-    help="Go on although the vault is behind what this device has seen.",
+    help="The vault went back: begin anew from it, and keep aside what this device had.",
 )
 @click.option("--device-name", metavar="NAME", help="This device's name in the log.")
 @click.option("--json", "as_json", is_flag=True, help="Print the status of the mount as JSON.")
@@ -106,7 +106,8 @@ def mount(
     for notice in status.pop("notices", []):
         warn(str(notice))
     if as_json:
-        show_json({key: value for key, value in status.items() if key != "ready"})
+        shown = {key: value for key, value in status.items() if key != "ready"}
+        show_json(shown | {"mounted": True})
     else:
         say(f"{remote.url} is mounted at {mountpoint}")
     if foreground:

@@ -9,7 +9,7 @@ import click
 import trio
 
 from cryptfs.cli.asking import SecretSource, open_with, secret_options
-from cryptfs.cli.display import count, printable, progress_bar, say, show_json, warn
+from cryptfs.cli.display import count, json_path, printable, progress_bar, say, show_json, warn
 from cryptfs.cli.examples import examples
 from cryptfs.cli.places import is_inside, remote_of, surroundings
 from cryptfs.errors import IntegrityError, UsageError
@@ -109,7 +109,7 @@ def _tell_list(entries: tuple[NotRestored, ...], what: str) -> None:
 
 def _as_json(done: Restored) -> dict[str, object]:
     def entries(of: tuple[NotRestored, ...]) -> list[dict[str, str]]:
-        return [{"path": _lossless(entry.path), "reason": entry.reason} for entry in of]
+        return [json_path(entry.path) | {"reason": entry.reason} for entry in of]
 
     return {
         "restored": done.restored,
@@ -120,7 +120,3 @@ def _as_json(done: Restored) -> dict[str, object]:
         "failed": entries(done.failed),
         "lost_xattrs": done.lost_xattrs,
     }
-
-
-def _lossless(path: bytes) -> str:
-    return path.decode("utf-8", "backslashreplace")

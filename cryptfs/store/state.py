@@ -100,7 +100,7 @@ class StateFolder:
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return self._read_holder()
+            return self.last_holder()
         finally:
             os.close(fd)
         return None
@@ -110,7 +110,8 @@ class StateFolder:
             os.close(self._lock_fd)
             self._lock_fd = -1
 
-    def _read_holder(self) -> Holder:
+    def last_holder(self) -> Holder:
+        """Returns who held the lock last, alive or dead; nobody is process 0."""
         try:
             found = json.loads(self._lock_path.read_text())
             return Holder(int(found["pid"]), str(found["mountpoint"]))
@@ -118,7 +119,7 @@ class StateFolder:
             return Holder(0, "")
 
     def _describe_holder(self) -> str:
-        holder = self._read_holder()
+        holder = self.last_holder()
         if holder.mountpoint:
             return (
                 f"this vault is mounted already at {holder.mountpoint} (process {holder.pid}); "

@@ -42,7 +42,8 @@ def wait_for_death(pid: int) -> None:
 
 def test_from_one_machine_to_another(machine: Machine, make_machine: MakeMachine) -> None:
     status = machine.mount("--device-name", "my desk")
-    assert status.keys() == STATUS_KEYS
+    assert status.keys() == STATUS_KEYS | {"mounted"}
+    assert status["mounted"] is True
     assert status["mountpoint"] == str(machine.mountpoint)
     assert (status["vault"], status["device"]) == (str(machine.vault), "my desk")
     (machine.mountpoint / "letter").write_bytes(b"dear reader")
@@ -192,7 +193,10 @@ def test_a_stale_mount(machine: Machine) -> None:
     said = machine.run("mount", *machine.password, machine.vault, machine.mountpoint)
     assert said.code == 1
     assert f"clear it with: fusermount3 -u {machine.mountpoint}" in said.err
-    assert "is cleared" in machine.do("umount", machine.mountpoint).err
+    said = machine.do("umount", "--json", machine.mountpoint)
+    assert "is cleared" in said.err
+    assert said.json().keys() == STATUS_KEYS | {"mounted"}
+    assert (said.json()["vault"], said.json()["mounted"]) == (str(machine.vault), False)
     machine.mount()
     machine.do("umount", machine.mountpoint)
 
