@@ -228,6 +228,7 @@ class Mount:
             "device": self._request.device_name,
             "epoch": progress.published_epoch,
             "published_at": None if last is None else format_time(last.time_ns),
+            "published_by": None if last is None else last.device_name,
             "dirty_bytes": vault.dirty.size_bytes,
             "unpublished_bytes": vault.unpublished_bytes(),
             "unpublished_changes": vault.has_unpublished(),

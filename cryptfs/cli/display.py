@@ -65,6 +65,11 @@ def format_age(then: str, now: float | None = None) -> str:
     return f"{text} (now)" if seconds >= 0 else text
 
 
+def head_text(epoch: int, published_at: str, device: str) -> str:
+    """What a vault holds, for who comes new to it: only a person can tell that it went back."""
+    return f"newest epoch: {epoch}, published {format_age(published_at)} by {printable(device)}"
+
+
 def count(number: int, one: str, many: str | None = None) -> str:
     """``1 file``, ``2 files``."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -19,7 +19,7 @@ import click
 import trio
 
 from cryptfs.cli.asking import SecretSource, open_with, secret_options
-from cryptfs.cli.display import say, show_json, warn
+from cryptfs.cli.display import head_text, say, show_json, warn
 from cryptfs.cli.examples import examples
 from cryptfs.cli.places import find_mounted, is_inside, raise_error, surroundings
 from cryptfs.control import Message, MountRequest
@@ -110,6 +110,8 @@ def mount(
         show_json(shown | {"mounted": True})
     else:
         say(f"{remote.url} is mounted at {mountpoint}")
+        if status["published_at"] is not None:
+            say(head_text(status["epoch"], status["published_at"], status["published_by"]))
     if foreground:
         return _stay_with(daemon)
     daemon.returncode = 0  # it lives on: Popen is not to wait for it

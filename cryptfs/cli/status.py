@@ -85,6 +85,7 @@ def unmounted_status(
         "device": None,
         "epoch": None,
         "published_at": None,
+        "published_by": None,
         "dirty_bytes": 0,
         "unpublished_bytes": waiting,
         "unpublished_changes": True if waiting else None,

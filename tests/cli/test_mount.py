@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -20,6 +21,7 @@ from tests.device import noise
 
 STATUS_KEYS = {
     "pid", "mountpoint", "vault", "vault_id", "read_only", "device", "epoch", "published_at",
+    "published_by",
     "dirty_bytes", "unpublished_bytes", "unpublished_changes", "uploading", "inodes",
     "size_bytes", "compression_saved_bytes", "dedup_saved_bytes", "problem",
 }  # fmt: skip
@@ -67,6 +69,20 @@ def test_a_mount_that_was_just_left_can_be_mounted_at_once(machine: Machine) -> 
     for _ in range(3):
         machine.mount()
         machine.do("umount", machine.mountpoint)
+
+
+def test_a_new_device_tells_what_it_found(machine: Machine, make_machine: MakeMachine) -> None:
+    """A vault that was taken back looks sound to who comes new: date and device tell a person."""
+    machine.mount("--device-name", "my desk")
+    (machine.mountpoint / "letter").touch()
+    machine.do("umount", machine.mountpoint)
+    told = re.compile(r"newest epoch: 2, published \d{4}-\d\d-\d\d \d\d:\d\d .* by my desk\n")
+    laptop, phone = make_machine("laptop"), make_machine("phone")
+    said = laptop.do("mount", *laptop.password, laptop.vault, laptop.mountpoint)
+    assert told.search(said.err)
+    laptop.do("umount", laptop.mountpoint)
+    said = phone.do("restore", *phone.password, phone.vault, phone.folder / "out")
+    assert told.search(said.err)
 
 
 def test_relative_paths(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
