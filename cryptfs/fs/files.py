@@ -121,7 +121,7 @@ class Files:
         if end > MAX_ID:
             raise OSError(errno.EFBIG, "file too large")
         if self._free_bytes() < len(data) + self._dirty.size_bytes:
-            self._sealing.wants_room = True
+            self.want_room()
             raise OSError(errno.ENOSPC, "no room for more")
         view = memoryview(data)
         while True:
@@ -211,6 +211,10 @@ class Files:
             self._drop_journal(chunk)
         self._drop_dirty(inode, first_gone)
         self._content.remove_extents(inode, first_gone)
+
+    def want_room(self) -> None:
+        """Somebody was refused for want of room."""
+        self._sealing.want_room()
 
     def closed(self, inode: int) -> None:
         """Nobody has the file open any more: what is dirty of it may be sealed soon."""

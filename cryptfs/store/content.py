@@ -37,6 +37,8 @@ class Content:
         self._execute = database.execute
         self._many = database.many
         self._progress = progress
+        self.freed = True
+        """Set whenever an extent goes; whoever looks for dead packs resets it."""
         self._counts: dict[int, int] = {}  # of extents, by inode, as far as somebody asked
 
     # -- extents ---------------------------------------------------------------------------
@@ -86,6 +88,7 @@ class Content:
 
     def remove_extents(self, inode: int, first: int = 0, last: int | None = None) -> None:
         """Makes holes from index ``first`` to ``last``, or to the end of the file."""
+        self.freed = True
         self._counts.pop(inode, None)
         if last is None:
             self._execute("DELETE FROM extent WHERE inode = ? AND idx >= ?", (inode, first))
