@@ -18,6 +18,7 @@ from cryptfs.errors import FuseUnavailable
 from tests.cli.conftest import MakeMachine
 from tests.cli.session import PASSWORD, Machine, terminal
 from tests.device import noise
+from tests.test_vault import flip_table
 
 STATUS_KEYS = {
     "pid", "mountpoint", "vault", "vault_id", "read_only", "device", "epoch", "published_at",
@@ -356,6 +357,23 @@ def test_a_damaged_state_is_rebuilt_and_what_is_lost_is_told(
     assert "could not be saved (1 packs of them are kept in" in said.err
     assert os.listdir(machine.mountpoint) == ["published"]
     assert [path for path in machine.state.iterdir() if path.name.startswith("damaged-")]
+    machine.do("umount", machine.mountpoint)
+
+
+def test_what_a_damaged_state_loses_is_named_but_not_in_the_log(machine: Machine) -> None:
+    machine.mount()
+    (machine.mountpoint / "published").write_text("dear reader")
+    machine.do("sync", machine.mountpoint)
+    (machine.mountpoint / "marker-of-a-name").write_bytes(noise(300_000))
+    machine.do("umount", "--now", machine.mountpoint)
+    flip_table(machine.state / "state.db", "journal")  # which is read late
+    said = machine.do("mount", *machine.password, machine.vault, machine.mountpoint)
+    assert "could not be saved (1 packs of them are kept in" in said.err
+    assert "not saved, or not as they were last: marker-of-a-name" in said.err
+    log = (machine.state / "log").read_text()
+    assert "is being rebuilt from the vault" in log
+    assert "marker" not in log
+    assert os.listdir(machine.mountpoint) == ["published"]
     machine.do("umount", machine.mountpoint)
 
 
