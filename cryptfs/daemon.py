@@ -9,6 +9,8 @@ kilobytes of a command line tool and the megabytes of a password hash stay out o
 
 | where it dies        | what the kernel has               | what the next mount does         |
 |----------------------|-----------------------------------|----------------------------------|
+| serving, of a damaged| nothing: unmounted                | reads the whole state, and if it  |
+| local state          |                                   | is damaged, rebuilds it           |
 | serving              | a mount that answers ENOTCONN     | says how to clear it             |
 | ending, before it    | nothing: unmounted                | goes on from the last settle     |
 | is published         |                                   | and publishes                    |
@@ -55,7 +57,7 @@ from cryptfs.sync.metered import is_metered
 from cryptfs.sync.policy import PublishPolicy
 from cryptfs.sync.publish import Upload
 from cryptfs.unlock import Unlocked
-from cryptfs.vault import Surroundings, Vault, open_vault
+from cryptfs.vault import Surroundings, Vault, noting_damage, open_vault
 
 log = logging.getLogger(__name__)
 
@@ -254,6 +256,7 @@ class Mount:
             "device": self._request.device_name,
             "epoch": progress.published_epoch,
             "published_at": None if last is None else format_time(last.time_ns),
+            "published_by": None if last is None else last.device_name,
             "dirty_bytes": vault.dirty.size_bytes,
             "unpublished_bytes": vault.unpublished_bytes(),
             "unpublished_changes": vault.has_unpublished(),
@@ -363,9 +366,13 @@ async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
         for notice in vault.notices:
             log.warning("%s", notice)
         mount = Mount(vault, remote, request)
-        await mount.serve(
-            lambda: report({"ready": True, "notices": vault.notices} | mount.status())
-        )
+        with noting_damage(vault.view.state):
+            await mount.serve(
+                lambda: report(
+                    {"ready": True, "notices": vault.notices + vault.private_notices}
+                    | mount.status()
+                )
+            )
     finally:
         vault.close()
         await remote.close()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -34,7 +34,7 @@ from cryptfs.fs.settle import Settler
 from cryptfs.ids import MAX_DEVICE, ClockNs, RandomBytes
 from cryptfs.remote.base import Remote
 from cryptfs.store.content import Content
-from cryptfs.store.database import Database, StateDamaged
+from cryptfs.store.database import Database, StateDamaged, is_damage, unsaved_names
 from cryptfs.store.progress import Progress
 from cryptfs.store.spool import Spool, spool_file
 from cryptfs.store.state import StateFolder, write_atomically
@@ -51,6 +51,7 @@ _RESERVE_SHARE: Final = 16
 _LEAST_RESERVE: Final = 1 << 20
 _MOST_RESERVE: Final = 64 << 20
 _FRESH_SECONDS: Final = 0.02
+_MOST_NAMED: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +132,21 @@ def _view(
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Notices:
+    """What whoever opens a vault is told. The private ones name files: no log may have them."""
+
+    all: list[str] = field(default_factory=list)
+    private: list[str] = field(default_factory=list)
+
+
 class Vault:
     """An opened vault with this device's state locked: read, change, publish, pull."""
 
-    def __init__(self, view: View, spool: Spool, around: Surroundings, notices: list[str]):
+    def __init__(self, view: View, spool: Spool, around: Surroundings, notices: Notices):
         self.view = view
-        self.notices = notices
+        self.notices = notices.all
+        self.private_notices = notices.private
         self.disk = Disk(view.state.path, view.remote)
         self.dirty = DirtyChunks()
         open_counts: dict[int, int] = {}
@@ -254,6 +264,13 @@ async def open_vault(
     state.lock(mountpoint)
     try:
         try:
+            try:
+                return await _open_locked(remote, unlocked, around, state, only_look=only_look)
+            except Exception as error:
+                if not is_damage(error):
+                    raise
+                log.warning("%s; reading the whole local state", error)
+            state.suspect_damage()
             return await _open_locked(remote, unlocked, around, state, only_look=only_look)
         except RollbackError as error:
             if not accept_rollback:
@@ -281,7 +298,7 @@ async def _open_locked(
     keys = unlocked.keys
     if unlocked.header is not None:
         keep_header(state, remote.url, unlocked.header, keys)
-    notices: list[str] = []
+    notices = Notices()
     database, is_new = _open_database(state, keys, around, notices)
     try:
         spool = Spool(state.spool, keys, around.random_bytes)
@@ -302,7 +319,7 @@ async def _open_locked(
 
 
 def _open_database(
-    state: StateFolder, keys: VaultKeys, around: Surroundings, notices: list[str]
+    state: StateFolder, keys: VaultKeys, around: Surroundings, notices: Notices
 ) -> tuple[Database, bool]:
     if state.database.exists():
         try:
@@ -310,6 +327,10 @@ def _open_database(
             try:
                 if not database.is_unfinished:
                     database.check_schema()
+                    if state.is_suspect:
+                        log.info("the last mount met damage: reading the whole local state")
+                        database.check_all()
+                        state.trust()
                     return database, False
             except BaseException:
                 database.close()
@@ -318,11 +339,16 @@ def _open_database(
             state.database.unlink()
         except StateDamaged as error:
             waiting = sum(1 for _ in state.spool.iterdir())
+            names = unsaved_names(state.database, keys.state_database, _MOST_NAMED)
             aside = state.move_damaged_aside()
-            notices.append(
+            notices.all.append(
                 f"{error}. It is being rebuilt from the vault; changes that were not published "
                 f"could not be saved ({waiting} packs of them are kept in {aside})"
             )
+            if names:
+                shown = ", ".join(ascii(os.fsdecode(name))[1:-1] for name in names)
+                more = " and perhaps more" if len(names) == _MOST_NAMED else ""
+                notices.private.append(f"not saved, or not as they were last: {shown}{more}")
     return _create_database(state, keys, around), True
 
 
@@ -352,14 +378,33 @@ async def open_view(
         database = Database(state.database, unlocked.keys.state_database, read_only=True)
         try:
             notice = f"the vault is mounted at {holder.mountpoint}: this is its settled state"
-            yield _view(remote, unlocked.keys, state, database, around), [notice]
+            with noting_damage(state):
+                yield _view(remote, unlocked.keys, state, database, around), [notice]
         finally:
             database.close()
         return
     try:
-        yield vault.view, vault.notices
+        with noting_damage(vault.view.state):
+            yield vault.view, vault.notices + vault.private_notices
     finally:
         vault.close()
+
+
+@contextmanager
+def noting_damage(state: StateFolder) -> Iterator[None]:
+    """The body uses the local state: damage that it meets is StateDamaged, and the next start
+    reads the state as a whole before it trusts it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        state.suspect_damage()
+        raise StateDamaged(
+            f"the local state {state.database} is damaged ({error}); start again: it is read as a "
+            "whole then, and rebuilt from the vault if it is not sound"
+        ) from error
 
 
 # -- making --------------------------------------------------------------------------------

@@ -25,9 +25,9 @@ from cryptfs.format.header import Header
 from cryptfs.fs.filesystem import Change
 from cryptfs.ids import CHUNK_SIZE, ROOT_INODE
 from cryptfs.remote.folder import FolderRemote
-from cryptfs.store.database import Database
+from cryptfs.store.database import Database, StateDamaged
 from cryptfs.unlock import Unlocked, find_headers, keep_header, unlock
-from cryptfs.vault import Vault, init_vault, open_vault, open_view
+from cryptfs.vault import Vault, init_vault, noting_damage, open_vault, open_view
 from tests.device import (
     Camera,
     Device,
@@ -381,14 +381,18 @@ def garbage(path: Path) -> None:
     path.write_bytes(noise(100_000))
 
 
-def flip_progress(path: Path) -> None:
-    """Damages the page of the table ``progress``: what opens first is whole."""
+def flip_table(path: Path, name: str) -> None:
+    """Damages the first page of a table or index: what the program opens before it is whole."""
     database = Database(path, KEYS.state_database)
-    page = database.value("SELECT rootpage FROM sqlite_schema WHERE name = 'progress'")
+    page = database.value("SELECT rootpage FROM sqlite_schema WHERE name = ?", (name,))
     database.close()
     data = bytearray(path.read_bytes())
     data[(page - 1) * 8192 + 5000] ^= 1
     path.write_bytes(data)
+
+
+def flip_progress(path: Path) -> None:
+    flip_table(path, "progress")
 
 
 @pytest.mark.parametrize("damage", [cut, garbage, flip_progress])
@@ -420,6 +424,52 @@ async def test_a_damaged_state_is_rebuilt_and_what_was_lost_is_named(
     async with dead.opened() as vault:
         assert vault.notices == []
         assert await look(vault) == seen
+
+
+@pytest.mark.parametrize(("table", "is_suspect"), [("journal", False), ("chunk_pack", True)])
+async def test_damage_behind_the_first_look(device: Device, table: str, is_suspect: bool) -> None:
+    """Met while opening, or told by the last mount: the whole state is read, and rebuilt."""
+    async with device.opened() as vault:
+        await write_file(vault, b"published", b"content")
+        await vault.publisher.publish()
+        seen = await look(vault)
+        await write_file(vault, b"unpublished", noise(100_000))
+    flip_table(device.state / "state.db", table)
+    if is_suspect:
+        vault.view.state.suspect_damage()
+    async with device.opened() as vault:
+        assert "being rebuilt from the vault" in vault.notices[0]
+        assert vault.private_notices == ["not saved, or not as they were last: unpublished"]
+        assert await look(vault) == seen
+    assert not (device.state / "damaged").exists()
+
+
+async def test_a_suspected_state_that_is_sound_stays(device: Device) -> None:
+    async with device.opened() as vault:
+        await write_file(vault, b"unpublished", noise(100_000))
+        await vault.settler.settle()
+        seen = await look(vault)
+    vault.view.state.suspect_damage()
+    async with device.opened() as vault:
+        assert vault.notices == []
+        assert await look(vault) == seen
+    assert not (device.state / "damaged").exists()
+
+
+async def test_damage_that_is_met_later_is_noted(device: Device) -> None:
+    async with device.opened() as vault:
+        await write_file(vault, b"published", b"content")
+        await vault.publisher.publish()
+    flip_table(device.state / "state.db", "dirent")
+    vault = await device.open()
+    try:
+        with pytest.raises(StateDamaged, match="is damaged"), noting_damage(vault.view.state):
+            list(vault.fs.entries(ROOT_INODE))
+    finally:
+        vault.close()
+    async with device.opened() as vault:
+        assert "could not be saved (0 packs" in vault.notices[0]
+        assert await read_file(vault, b"published") == b"content"
 
 
 async def test_a_spool_file_that_somebody_removed(

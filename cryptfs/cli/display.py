@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 import time
@@ -34,8 +35,12 @@ def show(text: str) -> None:
 
 
 def show_json(value: Any, indent: int | None = 2) -> None:
-    """Gives the result to a program; without ``indent`` as one line."""
-    show(json.dumps(value, indent=indent, ensure_ascii=False))
+    """Gives the result to a program; without ``indent`` as one line.
+
+    A path of this machine that is not UTF-8 holds lone surrogates; they stay JSON escapes.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    show(text.encode("utf-8", "backslashreplace").decode())
 
 
 def format_size(size_bytes: int) -> str:
@@ -70,9 +75,25 @@ def format_duration(seconds: int) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def head_text(epoch: int, published_at: str, device: str) -> str:
+    """What a vault holds, for who comes new to it: only a person can tell that it went back."""
+    return f"newest epoch: {epoch}, published {format_age(published_at)} by {printable(device)}"
+
+
 def count(number: int, one: str, many: str | None = None) -> str:
     """``1 file``, ``2 files``."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def json_path(path: bytes) -> dict[str, str]:
+    """``path`` for people, and ``path_bytes`` (base64) where that is not the whole truth."""
+    try:
+        return {"path": path.decode()}
+    except UnicodeDecodeError:
+        return {
+            "path": path.decode(errors="replace"),
+            "path_bytes": base64.b64encode(path).decode(),
+        }
 
 
 def printable(text: str) -> str:

@@ -19,7 +19,7 @@ import click
 import trio
 
 from cryptfs.cli.asking import SecretSource, open_with, secret_options
-from cryptfs.cli.display import say, show_json, warn
+from cryptfs.cli.display import head_text, say, show_json, warn
 from cryptfs.cli.examples import examples
 from cryptfs.cli.limits import Limits, limit_options, verify_option
 from cryptfs.cli.places import find_mounted, is_inside, raise_error, surroundings
@@ -49,7 +49,7 @@ _LARGE_LOG: Final = 1 << 20
 @click.option(
     "--accept-rollback",
     is_flag=True,
-    help="Go on although the vault is behind what this device has seen.",
+    help="The vault went back: begin anew from it, and keep aside what this device had.",
 )
 @limit_options
 @click.option("--allow-metered", is_flag=True, help="Upload by itself on a metered network too.")
@@ -128,9 +128,12 @@ def mount(
     for notice in status.pop("notices", []):
         warn(str(notice))
     if as_json:
-        show_json({key: value for key, value in status.items() if key != "ready"})
+        shown = {key: value for key, value in status.items() if key != "ready"}
+        show_json(shown | {"mounted": True})
     else:
         say(f"{remote.url} is mounted at {mountpoint}")
+        if status["published_at"] is not None:
+            say(head_text(status["epoch"], status["published_at"], status["published_by"]))
     if foreground:
         return _stay_with(daemon)
     daemon.returncode = 0  # it lives on: Popen is not to wait for it

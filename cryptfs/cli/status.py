@@ -101,13 +101,16 @@ def _status_of(state: StateFolder) -> Message:
         try:
             answer = mounted.ask({"do": "status"})
         except CryptfsError as error:
-            return _unmounted(state, seen, holder) | {"problem": str(error)}
+            return unmounted_status(state, seen, holder) | {"problem": str(error)}
         return {key: value for key, value in answer.items() if key != "done"} | {"mounted": True}
-    return _unmounted(state, seen, holder)
+    return unmounted_status(state, seen, holder)
 
 
-def _unmounted(state: StateFolder, seen: Seen, holder: Holder | None) -> Message:
+def unmounted_status(
+    state: StateFolder, seen: Seen | None = None, holder: Holder | None = None
+) -> Message:
     """What can be told without a password; what cannot is None."""
+    seen = seen or state.seen() or Seen("", state.path.name)
     waiting = sum(path.stat().st_size for path in _files(state.spool))
     return {
         "pid": holder.pid if holder else None,
@@ -118,6 +121,7 @@ def _unmounted(state: StateFolder, seen: Seen, holder: Holder | None) -> Message
         "device": None,
         "epoch": None,
         "published_at": None,
+        "published_by": None,
         "dirty_bytes": 0,
         "unpublished_bytes": waiting,
         "unpublished_changes": True if waiting else None,

@@ -23,7 +23,7 @@ from cryptfs.control import Message, ask
 from cryptfs.errors import CryptfsError, UsageError
 from cryptfs.remote.stack import Treatment
 from cryptfs.sync.publish import Upload
-from cryptfs.vault import open_vault
+from cryptfs.vault import noting_damage, open_vault
 
 
 @click.command(
@@ -114,14 +114,15 @@ async def _publish_unmounted(place: str, secret: SecretSource, limits: Limits) -
         unlocked = await open_with(remote, secret, around.state_root)
         vault = await open_vault(remote, unlocked, around)
         try:
-            for notice in vault.notices:
+            for notice in vault.notices + vault.private_notices:
                 warn(notice)
             with progress_bar("Publishing") as on_progress:
 
                 def note(upload: Upload) -> None:
                     on_progress(upload.sent_bytes, upload.total_bytes)
 
-                return await vault.publisher.publish(note)
+                with noting_damage(vault.view.state):
+                    return await vault.publisher.publish(note)
         finally:
             vault.close()
     finally:

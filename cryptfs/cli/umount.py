@@ -13,10 +13,12 @@ import click
 
 from cryptfs.cli.display import say, show_json, warn
 from cryptfs.cli.examples import examples
-from cryptfs.cli.places import Mounted, MountFailed, find_mounted, raise_error
+from cryptfs.cli.places import Mounted, MountFailed, find_mounted, raise_error, state_root
+from cryptfs.cli.status import unmounted_status
 from cryptfs.cli.sync import flush_kernel, publish_mounted, unpublished_text
 from cryptfs.control import Message, conversation
 from cryptfs.errors import CryptfsError, FuseUnavailable
+from cryptfs.store.state import known_states
 
 _END_SECONDS: Final = 10.0
 
@@ -39,7 +41,9 @@ def umount(directory: str, now: bool, as_json: bool) -> None:
     """
     mounted = find_mounted(directory)
     if mounted is None:
-        _clear_stale(directory)
+        was = _clear_stale(directory)
+        if as_json:
+            show_json(was)
         return
     flush_kernel(mounted.mountpoint)
     paused = mounted.state.is_paused
@@ -113,8 +117,11 @@ def _wait_for_end(mounted: Mounted) -> None:
         time.sleep(0.02)
 
 
-def _clear_stale(directory: str) -> None:
-    """Takes a mount away whose process died; anything else at DIR is not ours."""
+def _clear_stale(directory: str) -> Message:
+    """Takes a mount away whose process died; anything else at DIR is not ours.
+
+    Returns the status of the vault that was mounted there, as far as it is known.
+    """
     path = os.path.realpath(directory)
     try:
         os.statvfs(path)  # stat may be answered from the kernel's cache
@@ -125,6 +132,9 @@ def _clear_stale(directory: str) -> None:
                 f"{path} is cleared: the process behind it was gone. What was settled is kept, "
                 "and is published after the next mount."
             )
-            return
+            for state in known_states(state_root()):
+                if state.last_holder().mountpoint == path:
+                    return unmounted_status(state)
+            return {"mounted": False}  # mounted with another CRYPTFS_STATE_DIR
         raise CryptfsError(f"{path}: {error.strerror}") from error
     raise CryptfsError(f"no vault is mounted at {path}")

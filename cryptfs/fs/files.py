@@ -100,6 +100,14 @@ class Files:
             answer[at : at + len(piece)] = piece
         return answer
 
+    def chunks_with_data(self, inode: int) -> int:
+        """Returns how many chunks of the file are no holes, those that are not sealed yet too."""
+        sealed = self._content.count_extents(inode)
+        dirty = self._dirty.of(inode)
+        if not dirty:
+            return sealed
+        return sealed + sum(not self._content.has_extent(inode, idx) for idx in dirty)
+
     def _keep_for_next(self, ref: ChunkRef | None, loaded: dict[int, bytes]) -> None:
         """Keeps a chunk that was read in part: the next small read wants it too."""
         if ref is not None and ref.id in loaded:
@@ -132,7 +140,7 @@ class Files:
         if end > MAX_ID:
             raise OSError(errno.EFBIG, "file too large")
         if self._free_bytes() < len(data) + self._dirty.size_bytes:
-            self._sealing.wants_room = True
+            self.want_room()
             raise OSError(errno.ENOSPC, "no room for more")
         view = memoryview(data)
         while True:
@@ -233,6 +241,10 @@ class Files:
             self._drop_journal(chunk)
         self._drop_dirty(inode, first_gone)
         self._content.remove_extents(inode, first_gone)
+
+    def want_room(self) -> None:
+        """Somebody was refused for want of room."""
+        self._sealing.want_room()
 
     def closed(self, inode: int) -> None:
         """Nobody has the file open any more: what is dirty of it may be sealed soon."""

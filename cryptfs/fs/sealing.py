@@ -59,8 +59,8 @@ class Sealing:
         self._wake = trio.Event()
         self._room = trio.Event()
         self._full: OutOfSpace | None = None
-        self.wants_room = False
-        """Set once somebody was refused for want of room: from then on settles drop dead packs."""
+        self._wants_room = False
+        self._look_for_room = False
         self._dead: list[bytes] = []
         self._stopped: CryptfsError | None = None
         self._pack_ids: dict[bytes, int] = {}  # packs that this process fills or filled
@@ -184,7 +184,7 @@ class Sealing:
                 appended = placed
             except OutOfSpace as error:
                 self._full = error
-                self.wants_room = True
+                self.want_room()
                 self._room.set()
                 raise
             finally:
@@ -218,6 +218,7 @@ class Sealing:
         """Records the sizes of the packs that ended."""
         for ended in self._spool.take_ended():
             id = self._pack_ids.pop(ended.name, None)
+            self._look_for_room = True  # while it was filling it could not go
             if id is None:
                 self._spool.remove(ended.name)
             elif ended.size:
@@ -270,12 +271,25 @@ class Sealing:
             if not pack.size:
                 self._content.close_pack(pack.id, size)
 
+    def want_room(self) -> None:
+        """Somebody was refused for want of room: from now on settles drop dead packs."""
+        self._wants_room = self._look_for_room = True
+
+    @property
+    def has_room_to_give(self) -> bool:
+        """Whether packs may have died since a settle looked for them, and somebody wants room.
+
+        To look costs a walk over all that is unpublished: too much for every fsync.
+        """
+        return self._wants_room and (self._look_for_room or self._content.freed)
+
     def forget_dead_packs(self) -> None:
         """Takes packs whose every file is gone, and that were never published, out of the rows.
 
         Runs with ``lock`` held: a chunk that is just being placed is needed. The pack's file has
         to outlive the commit, for until then the rows on the disk lead to it.
         """
+        self._look_for_room = self._content.freed = False
         for pack in self._content.dead_packs():
             if pack.name not in self._pack_ids:  # else it is filling
                 self._content.forget_pack(pack.id)

@@ -108,9 +108,11 @@ class Settler:
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing changed since the last settle."""
+        """Whether nothing changed since the last settle, and no room is to be given back."""
         unsettled = any(chunk.unsettled for chunk in self._dirty) or not self._log_synced
-        return not unsettled and self._settled_changes == self._database.connection.total_changes()
+        if unsettled or self._sealing.has_room_to_give:
+            return False
+        return self._settled_changes == self._database.connection.total_changes()
 
     async def settle(self) -> None:
         """Makes durable everything that was handed over before this call.
@@ -167,7 +169,7 @@ class Settler:
                     self._journal()
                 if self._spool.has_unsynced:
                     await self._sync_spool()
-                if self._sealing.wants_room:
+                if self._sealing.has_room_to_give:
                     self._sealing.forget_dead_packs()
                 yield
                 self._progress.save()

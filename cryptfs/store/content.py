@@ -14,6 +14,8 @@ from cryptfs.store.progress import Progress
 PAGE_SIZE: Final = 4096
 PAGES_IN_CHUNK: Final = CHUNK_SIZE // PAGE_SIZE
 
+_COUNTED_FILES: Final = 1024
+
 
 class ChunkRef(NamedTuple):
     """A sealed chunk and where it lies."""
@@ -36,6 +38,9 @@ class Content:
         self._many = database.many
         self._read_only = database.read_only
         self._progress = progress
+        self.freed = True
+        """Set whenever an extent goes; whoever looks for dead packs resets it."""
+        self._counts: dict[int, int] = {}  # of extents, by inode, as far as somebody asked
 
     # -- extents ---------------------------------------------------------------------------
 
@@ -51,7 +56,31 @@ class Content:
             )
         }
 
+    def has_extent(self, inode: int, idx: int) -> bool:
+        return (
+            self._execute(
+                "SELECT 1 FROM extent WHERE inode = ? AND idx = ?", (inode, idx)
+            ).fetchone()
+            is not None
+        )
+
+    def count_extents(self, inode: int) -> int:
+        """Returns how many chunks of the file are no holes.
+
+        Counted once and then kept: a database of many gigabytes is asked after every fsync.
+        """
+        count = self._counts.get(inode)
+        if count is None:
+            row = self._execute("SELECT count(*) FROM extent WHERE inode = ?", (inode,)).fetchone()
+            assert row is not None
+            if len(self._counts) >= _COUNTED_FILES:
+                self._counts.clear()
+            count = self._counts[inode] = int(row[0])
+        return count
+
     def put_extent(self, inode: int, idx: int, chunk: int) -> None:
+        if inode in self._counts and not self.has_extent(inode, idx):
+            self._counts[inode] += 1
         self._execute(
             "INSERT INTO extent VALUES (?, ?, ?, ?) ON CONFLICT (inode, idx) "
             "DO UPDATE SET chunk = excluded.chunk, since = excluded.since",
@@ -60,6 +89,8 @@ class Content:
 
     def remove_extents(self, inode: int, first: int = 0, last: int | None = None) -> None:
         """Makes holes from index ``first`` to ``last``, or to the end of the file."""
+        self.freed = True
+        self._counts.pop(inode, None)
         if last is None:
             self._execute("DELETE FROM extent WHERE inode = ? AND idx >= ?", (inode, first))
         else:
