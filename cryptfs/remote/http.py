@@ -10,7 +10,7 @@ import email.utils
 import ipaddress
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -94,11 +94,29 @@ def _timestamp(text: str) -> float | None:
 async def read_limited(response: httpx.Response, most: int, name: str) -> bytes:
     """Returns the body of a streamed response; IntegrityError as soon as it is over ``most``."""
     body = bytearray()
-    async for block in response.aiter_bytes():
-        body += block
-        if len(body) > most:
-            raise IntegrityError(f"what is sent for {name} is too large to be an object")
+    async with body_of(response) as blocks:
+        async for block in blocks:
+            body += block
+            if len(body) > most:
+                raise IntegrityError(f"what is sent for {name} is too large to be an object")
     return bytes(body)
+
+
+@asynccontextmanager
+async def body_of(response: httpx.Response) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The blocks of a streamed response's body; leaving before its end is allowed.
+
+    httpx reads through generators within generators, and one that is left half-way is complained
+    about when it is collected. With the connection closed they all come to their end.
+    """
+    blocks = response.aiter_bytes()
+    try:
+        yield blocks
+    finally:
+        await response.aclose()
+        with suppress(httpx.HTTPError, httpx.StreamError):
+            async for _ in blocks:
+                pass
 
 
 def size_of(source: Source) -> int:
@@ -115,3 +133,44 @@ async def blocks_of(source: Source, offset: int = 0) -> AsyncIterator[bytes]:
         await file.seek(offset)
         while block := await file.read(BLOCK):
             yield block
+
+
+class Upload(httpx.AsyncByteStream):
+    """A source as the body of a request, a block at a time.
+
+    For ``request.stream``. Not a generator, and no file stays open: a request that is cancelled
+    or refused in the middle leaves nothing behind that somebody would have to close. Blocks are
+    small because the time limit is for one of them.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _Blocks(self._source)
+
+
+class _Blocks(AsyncIterator[bytes]):
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._offset = 0
+
+    async def __anext__(self) -> bytes:
+        block = await read_block(self._source, self._offset, BLOCK)
+        if not block:
+            raise StopAsyncIteration
+        self._offset += len(block)
+        return block
+
+
+async def read_block(source: Source, offset: int, length: int) -> bytes:
+    """Up to ``length`` bytes of a source from ``offset`` on; empty at its end."""
+    if not isinstance(source, Path):
+        return bytes(source[offset : offset + length])
+    return await trio.to_thread.run_sync(_read_file, source, offset, length)
+
+
+def _read_file(path: Path, offset: int, length: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(length)

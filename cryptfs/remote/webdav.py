@@ -65,9 +65,11 @@ from cryptfs.remote.base import (
 )
 from cryptfs.remote.http import (
     TIMEOUT,
-    blocks_of,
+    Upload,
+    body_of,
     network_errors,
     new_client,
+    read_block,
     retry_after,
     size_of,
 )
@@ -363,7 +365,7 @@ class WebDavRemote(Remote):
         if entry is None or entry.is_folder or entry.size != size:
             return False
         for offset in range(0, size, MAX_GET):
-            piece = await _piece(source, offset, min(MAX_GET, size - offset))
+            piece = await read_block(source, offset, min(MAX_GET, size - offset))
             if await self.get(name, offset, len(piece)) != piece:
                 return False
         return True
@@ -433,11 +435,12 @@ class WebDavRemote(Remote):
         if wanted > MAX_GET and (total is not None or length is not None):
             raise _too_large(name)
         body = bytearray()
-        async for block in response.aiter_raw():
-            body += block[skip:] if skip < len(block) else b""
-            skip = max(0, skip - len(block))
-            if len(body) >= wanted:
-                break
+        async with body_of(response) as blocks:
+            async for block in blocks:
+                body += block[skip:]
+                skip = max(0, skip - len(block))
+                if len(body) >= wanted:
+                    break
         if total is None and length is None:
             if len(body) > MAX_GET:
                 raise _too_large(name)
@@ -531,8 +534,9 @@ class WebDavRemote(Remote):
             now = _timestamp(response.headers.get("Date", ""))
             nodes: list[Node] = []
             try:
-                async for block in response.aiter_raw():
-                    nodes += reader.feed(block)
+                async with body_of(response) as blocks:
+                    async for block in blocks:
+                        nodes += reader.feed(block)
                 nodes += reader.close()
             except BadXml as error:
                 raise TemporaryFailure(
@@ -614,12 +618,10 @@ class WebDavRemote(Remote):
         headers = {"Accept-Encoding": "identity", **headers}
         if content is not None:
             headers["Content-Length"] = str(size_of(content))
-        request = self._client.build_request(
-            method,
-            self._address.origin + self._path(path),
-            headers=headers,
-            content=None if content is None else blocks_of(content),
-        )
+        url = self._address.origin + self._path(path)
+        request = self._client.build_request(method, url, headers=headers)
+        if content is not None:
+            request.stream = Upload(content)
         # Sent with the first request: an answer 401 to a long upload would cost it twice.
         auth = None if login is None else httpx.BasicAuth(login.user, login.password)
         return await self._client.send(request, auth=auth, stream=True)
@@ -705,14 +707,6 @@ def _number(text: str) -> int | None:
 def _timestamp(text: str) -> float | None:
     parsed = email.utils.parsedate_tz(text) if text else None
     return None if parsed is None else float(email.utils.mktime_tz(parsed))
-
-
-async def _piece(source: Source, offset: int, length: int) -> bytes:
-    if not isinstance(source, Path):
-        return bytes(source[offset : offset + length])
-    async with await trio.open_file(source, "rb") as file:
-        await file.seek(offset)
-        return await file.read(length)
 
 
 def _cut_short(name: str, size: int) -> IntegrityError:

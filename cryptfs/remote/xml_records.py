@@ -24,7 +24,7 @@ class BadXml(ValueError):
 
 @dataclass(slots=True)
 class Node:
-    """An element: its name (``"DAV: href"``, namespace first), its text, what is in it."""
+    """An element: its name (``"DAV: href"``, its namespace first), its text, what is in it."""
 
     tag: str
     text: str = ""
@@ -44,15 +44,18 @@ class Node:
 
 
 class RecordReader:
-    """Turns the bytes of a document, fed block by block, into the children of its root."""
+    """Turns the bytes of a document, fed block by block, into the children of its root.
 
-    def __init__(self, root: str) -> None:
+    Without ``namespaces`` names are taken as they are written: S3's servers do not agree on one.
+    """
+
+    def __init__(self, root: str, *, namespaces: bool = True) -> None:
         self._root = root
         self._open: list[Node] = []
         self._done: list[Node] = []
         self._nodes = 0
         self._characters = 0
-        parser = expat.ParserCreate(namespace_separator=" ")
+        parser = expat.ParserCreate(namespace_separator=" " if namespaces else None)
         parser.buffer_text = True
         parser.StartElementHandler = self._start
         parser.EndElementHandler = self._end
