@@ -307,7 +307,7 @@ async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
     key = RecoveryKey(request.digits.encode())
     unlocked = Unlocked(key, VaultKeys.derive(key), None)
     around = Surroundings(Path(request.state_root), request.device_name, time.time_ns, os.urandom)
-    remote = open_remote(request.url)
+    remote = open_remote(request.url, around.state_root / "logins")
     vault = await open_vault(
         remote,
         unlocked,

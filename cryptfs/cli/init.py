@@ -20,7 +20,7 @@ from cryptfs.cli.asking import (
 )
 from cryptfs.cli.display import say, show, show_json
 from cryptfs.cli.examples import examples
-from cryptfs.cli.places import absolute_url, surroundings
+from cryptfs.cli.places import absolute_url, logins, surroundings
 from cryptfs.crypto import recovery_key
 from cryptfs.crypto.password import CHEAPEST, KdfParams, calibrate
 from cryptfs.crypto.recovery_key import LINES, RecoveryKey
@@ -76,7 +76,7 @@ def init(
     if not yes:
         require_terminal("a line of the recovery key", "--yes")
     around = surroundings(device_name)
-    remote = open_remote(vault)
+    remote = open_remote(vault, logins())
     trio.run(_require_vacant, remote)
     _require_writable(around.state_root)
     slot = None
@@ -92,9 +92,12 @@ def init(
         _confirm_line(key)
 
     async def make() -> str:
-        unlocked = await init_vault(
-            remote, around, key, slot, slot_is_local=local_password, dedup=not no_dedup
-        )
+        try:
+            unlocked = await init_vault(
+                remote, around, key, slot, slot_is_local=local_password, dedup=not no_dedup
+            )
+        finally:
+            await remote.close()
         return unlocked.keys.vault_id.hex()
 
     try:
@@ -129,9 +132,13 @@ async def _require_vacant(remote: Remote) -> None:
         await check_vacant(remote)
     except VaultUnreachable:
         header = remote.local_path("headers/000001")
-        if header is None or not header.parents[2].is_dir():
+        if header is None:
+            # A cloud that is away fails once more; a folder that is missing there is made.
+            await remote.prepare()
+            await check_vacant(remote)
+        elif not header.parents[2].is_dir():
             raise
-        # Only the folder itself is missing: it will be made.
+        # Otherwise only the folder itself is missing: it will be made.
 
 
 def _require_writable(root: os.PathLike[str]) -> None:

@@ -21,7 +21,7 @@ import trio
 from cryptfs.cli.asking import SecretSource, open_with, secret_options
 from cryptfs.cli.display import say, show_json, warn
 from cryptfs.cli.examples import examples
-from cryptfs.cli.places import find_mounted, is_inside, raise_error, surroundings
+from cryptfs.cli.places import find_mounted, is_inside, logins, raise_error, surroundings
 from cryptfs.control import Message, MountRequest
 from cryptfs.errors import CryptfsError, FuseUnavailable, UsageError, VaultBusy
 from cryptfs.remote.location import open_remote
@@ -68,7 +68,7 @@ def mount(
     """
     mountpoint = require_mountpoint(directory)
     require_fuse()
-    remote = open_remote(vault)
+    remote = open_remote(vault, logins())
     if is_inside(mountpoint, remote):
         raise UsageError(f"{mountpoint} lies inside the vault's own folder; choose another DIR")
     mounted = find_mounted(remote.url)
