@@ -329,23 +329,30 @@ class WebDavRemote(Remote):
 
     async def _move(self, old: str, new: str) -> bool:
         """Whether ``new`` was free and has the bytes of ``old`` now."""
-        target = self._address.origin + self._path(new)
-        headers = {"Destination": target, "Overwrite": "F"}
-        async with self._request("MOVE", old, headers) as response:
-            status = response.status_code
-            if status in (201, 204):
-                return True
-            if status == 412:
-                return False
-            if status not in (403, 404, 409):
-                self._refuse(response)
+        # Without the host first: behind a proxy a server knows itself by another, and answers
+        # 502. Servers of before RFC 4918 want the host, and answer 400 without.
+        target = self._path(new)
+        status = await self._try_move(old, target)
+        if status == 400:
+            status = await self._try_move(old, self._address.origin + target)
+        if status in (201, 204):
+            return True
+        if status == 412:
+            return False
         # rclone answers 403 for a file that is gone, the others 404 or 409.
-        if await self._stat(old) is None:
+        if status != 400 and await self._stat(old) is None:
             raise TemporaryFailure(f"{self._host} took {new} and forgot it")
         raise CryptfsError(
             f"{self._host} refuses to name {new} (MOVE is answered {status}); "
             "may the user rename files there?"
         )
+
+    async def _try_move(self, old: str, target: str) -> int:
+        headers = {"Destination": target, "Overwrite": "F"}
+        async with self._request("MOVE", old, headers) as response:
+            if response.status_code not in (201, 204, 400, 403, 404, 409, 412):
+                self._refuse(response)
+            return response.status_code
 
     async def _confirm(self, name: str, size_bytes: int) -> None:
         """Raises TemporaryFailure unless the object that was just made is there as sent."""
