@@ -77,6 +77,7 @@ T = TypeVar("T")
 Infos: TypeAlias = list[ObjectInfo]
 
 PARALLEL: Final = 8
+PAGE_SIZE: Final = 1000
 DEFAULT_REGION: Final = "us-east-1"
 
 CONNECT: Final = timedelta(seconds=20)
@@ -141,7 +142,7 @@ class S3Address:
     def url(self) -> str:
         path = f"/{quote(self.prefix)}" if self.prefix else ""
         options = {"endpoint": self.endpoint, "region": self.region, "profile": self.profile}
-        query = urlencode({name: value for name, value in options.items() if value}, safe=":/")
+        query = urlencode({name: value for name, value in options.items() if value}, safe=":/[]")
         return f"s3://{self.bucket}{path}" + (f"?{query}" if query else "")
 
 
@@ -197,6 +198,7 @@ class S3Remote(Remote):
         environ: Mapping[str, str],
         *,
         silence: timedelta = SILENCE,
+        page_size: int = PAGE_SIZE,
         random_bytes: RandomBytes = os.urandom,
     ) -> None:
         profile = S3Profile(address.profile, environ)
@@ -213,6 +215,7 @@ class S3Remote(Remote):
         self._prefix = f"{address.prefix}/" if address.prefix else ""
         self._random_bytes = random_bytes
         self._silence = silence
+        self._page_size = page_size
         self._limiter = trio.CapacityLimiter(PARALLEL)
         self._reading: S3Store | None = None
         self._writing: S3Store | None = None
@@ -447,8 +450,13 @@ class S3Remote(Remote):
     # -- the listing ---------------------------------------------------------------------------
 
     async def _page(self, start: str, token: str) -> tuple[Infos, str | None]:
-        """Up to a thousand objects, and the token of the next page if there is one."""
-        query = {"list-type": "2", "prefix": start, "encoding-type": "url"}
+        """Up to a page of objects, and the token of the next page if there is one."""
+        query = {
+            "list-type": "2",
+            "prefix": start,
+            "encoding-type": "url",
+            "max-keys": str(self._page_size),
+        }
         if token:
             query["continuation-token"] = token
         keys = await trio.to_thread.run_sync(self._profile.keys, limiter=self._limiter)
