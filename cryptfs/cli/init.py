@@ -77,7 +77,7 @@ def init(
         require_terminal("a line of the recovery key", "--yes")
     around = surroundings(device_name)
     remote = open_remote(vault, logins())
-    trio.run(_require_vacant, remote)
+    trio.run(_require_vacant, open_remote(vault, logins()))
     _require_writable(around.state_root)
     slot = None
     if not no_password:
@@ -139,6 +139,8 @@ async def _require_vacant(remote: Remote) -> None:
         elif not header.parents[2].is_dir():
             raise
         # Otherwise only the folder itself is missing: it will be made.
+    finally:
+        await remote.close()
 
 
 def _require_writable(root: os.PathLike[str]) -> None:

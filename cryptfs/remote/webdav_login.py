@@ -120,7 +120,9 @@ def read_login(logins: Path, address: WebDavAddress) -> WebDavLogin | None:
 def save_login(logins: Path, address: WebDavAddress, password: str) -> None:
     """Stores the password: readable by its owner only, whole or not at all."""
     path = _file_of(logins, address.account)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    logins.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in (logins, path.parent):
+        folder.mkdir(mode=0o700, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     data = json.dumps({"account": address.account, "password": password}).encode()
     fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
@@ -150,7 +152,7 @@ def webdav_accounts(logins: Path) -> list[str]:
     for path in (logins / "webdav").glob("*.json"):
         try:
             found.append(str(json.loads(path.read_bytes())["account"]))
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             # Listed all the same, so that somebody sees the file and can log out by hand.
             found.append(f"(cannot be read: {path})")
     return sorted(found)
