@@ -147,6 +147,7 @@ class WebDavRemote(Remote):
         self._client: httpx.AsyncClient | None = None
         self._seen: set[str] = set()
         self._making = trio.Lock()
+        self._wants_host = False
         self._claims_tell: bool | None = None
         self._left_claims: set[str] = set()
         """Claims of ours whose answer got lost; whether they are there nobody knows."""
@@ -330,10 +331,11 @@ class WebDavRemote(Remote):
     async def _move(self, old: str, new: str) -> bool:
         """Whether ``new`` was free and has the bytes of ``old`` now."""
         # Without the host first: behind a proxy a server knows itself by another, and answers
-        # 502. Servers of before RFC 4918 want the host, and answer 400 without.
+        # 502. Apache does as before RFC 4918: it wants the host, and answers 400 without.
         target = self._path(new)
-        status = await self._try_move(old, target)
+        status = 400 if self._wants_host else await self._try_move(old, target)
         if status == 400:
+            self._wants_host = True
             status = await self._try_move(old, self._address.origin + target)
         if status in (201, 204):
             return True

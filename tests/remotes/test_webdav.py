@@ -522,4 +522,6 @@ async def test_a_server_that_wants_the_host_in_the_new_name(
 
     through.script = want_host
     await remote.create("packs/a", DATA)
-    assert await remote.get("packs/a") == DATA
+    await remote.create("packs/b", DATA)
+    assert through.verbs.count("MOVE") == 3
+    assert await remote.get("packs/a") == await remote.get("packs/b") == DATA
