@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import ipaddress
+import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -33,7 +34,15 @@ def new_client(parallel: int, **options: object) -> httpx.AsyncClient:
     """Returns a client that keeps up to ``parallel`` connections and follows nothing by itself."""
     limits = httpx.Limits(max_connections=parallel, max_keepalive_connections=parallel)
     headers = {"User-Agent": USER_AGENT}
-    return httpx.AsyncClient(timeout=TIMEOUT, limits=limits, headers=headers, **options)  # type: ignore[arg-type]
+    options = {"timeout": TIMEOUT, "verify": trusted_authorities(), **options}
+    return httpx.AsyncClient(limits=limits, headers=headers, **options)  # type: ignore[arg-type]
+
+
+def trusted_authorities() -> ssl.SSLContext:
+    """Returns httpx's own authorities and this system's: a NAS may have one made at home."""
+    context = httpx.create_ssl_context()
+    context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    return context
 
 
 def require_tls(url: str) -> None:
@@ -78,15 +87,16 @@ def retry_after(response: httpx.Response) -> float | None:
     text = response.headers.get("Retry-After", "").strip()
     if text.isdigit():
         return float(text)
-    when = _timestamp(text)
+    when = timestamp(text)
     if when is None:
         return None
     # By the server's own clock, where it tells: ours may be wrong by hours.
-    now = _timestamp(response.headers.get("Date", "")) or time.time()
+    now = timestamp(response.headers.get("Date", "")) or time.time()
     return max(0.0, when - now)
 
 
-def _timestamp(text: str) -> float | None:
+def timestamp(text: str) -> float | None:
+    """Returns a date of HTTP as seconds since 1970, or None where there is none."""
     parsed = email.utils.parsedate_tz(text) if text else None
     return email.utils.mktime_tz(parsed) if parsed else None
 

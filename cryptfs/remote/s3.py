@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, NoReturn, TypeAlias, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlencode, urlsplit
 
 import httpx
@@ -82,9 +82,11 @@ DEFAULT_REGION: Final = "us-east-1"
 
 CONNECT: Final = timedelta(seconds=20)
 SILENCE: Final = timedelta(seconds=60)
-WHOLE_REQUEST: Final = timedelta(minutes=15)
-"""For 16 MiB that is 150 kbit/s. A bound on silence would end a slow upload, which is silent
-on the way back until it is done; so only reading has one."""
+SMALL_BYTES: Final = 1024 * 1024
+SHORT: Final = timedelta(minutes=2)
+LONG: Final = timedelta(minutes=15)
+"""For a whole request; at the least 70 and 150 kbit/s. A bound on silence would end every slow
+upload, during which the server is silent; so only reading has one."""
 
 MAX_ERROR_BODY: Final = 64 * 1024
 BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
@@ -216,9 +218,10 @@ class S3Remote(Remote):
         self._random_bytes = random_bytes
         self._silence = silence
         self._page_size = page_size
-        self._limiter = trio.CapacityLimiter(PARALLEL)
-        self._reading: S3Store | None = None
-        self._writing: S3Store | None = None
+        # Apart, so that nobody who reads waits for uploads into a dead network.
+        self._readers = trio.CapacityLimiter(PARALLEL)
+        self._writers = trio.CapacityLimiter(PARALLEL)
+        self._stores: dict[str, S3Store] = {}
         self._client: httpx.AsyncClient | None = None
         self._etags_are_md5 = True
 
@@ -244,13 +247,14 @@ class S3Remote(Remote):
         has to be refused) and deleted. Nothing is written among strangers.
         """
         if not await self.list(""):
-            await self._in_thread(self._try_out)
+            await self._in_thread(self._try_out, self._writers)
 
     async def create(self, name: str, source: Source) -> None:
-        await self._in_thread(partial(self._create, check_name(name), source))
+        await self._in_thread(partial(self._create, check_name(name), source), self._writers)
 
     async def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        return await self._in_thread(partial(self._get, check_name(name), offset, length))
+        work = partial(self._get, check_name(name), offset, length)
+        return await self._in_thread(work, self._readers)
 
     async def list(self, prefix: str) -> list[ObjectInfo]:
         start = self._prefix + check_prefix(prefix)
@@ -262,7 +266,7 @@ class S3Remote(Remote):
         return sorted(infos, key=lambda info: info.name)
 
     async def delete(self, name: str) -> None:
-        await self._in_thread(partial(self._delete, check_name(name)))
+        await self._in_thread(partial(self._delete, check_name(name)), self._writers)
 
     async def space(self) -> Space | None:
         """None: S3 has no such question."""
@@ -276,7 +280,7 @@ class S3Remote(Remote):
 
     # -- objects, in a thread: nothing below awaits, up to the listing -------------------------
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
+    async def _in_thread(self, work: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
         """What ``work`` returns; obstore's errors in the words of the contract.
 
         Cancelled, the thread is left alone: a request may hang for minutes. A PUT under way
@@ -293,17 +297,26 @@ class S3Remote(Remote):
                     raise  # a local file, and no answer of obstore's
                 self._refuse(error)
 
-        return await trio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=self._limiter)
+        return await trio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=limiter)
 
-    def _store(self, *, writing: bool = False) -> S3Store:
-        """The store to read from or to write to. LoginNeeded where there are no keys."""
+    def _reader(self) -> S3Store:
+        """The store to read from, and to ask small things of."""
+        return self._store("reading", {"timeout": LONG, "read_timeout": self._silence})
+
+    def _writer(self, size_bytes: int) -> S3Store:
+        """The store to write an object of this size to."""
+        if size_bytes <= SMALL_BYTES:
+            return self._store("small", {"timeout": SHORT})
+        return self._store("large", {"timeout": LONG})
+
+    def _store(self, kind: str, options: dict[str, timedelta]) -> S3Store:
+        """LoginNeeded where there are no keys."""
         self._profile.keys()  # raised here, and not from within obstore
-        if self._reading is None or self._writing is None:
-            self._writing = self._new_store({})
-            self._reading = self._new_store({"read_timeout": self._silence})
-        return self._writing if writing else self._reading
+        if kind not in self._stores:
+            self._stores[kind] = self._new_store(options)
+        return self._stores[kind]
 
-    def _new_store(self, options: dict[str, Any]) -> S3Store:
+    def _new_store(self, options: dict[str, timedelta]) -> S3Store:
         # All that the environment could say otherwise is said here, once more.
         return S3Store(
             self._address.bucket,
@@ -322,7 +335,6 @@ class S3Remote(Remote):
                 "allow_http": self._endpoint.startswith("http:"),
                 "allow_invalid_certificates": False,
                 "connect_timeout": CONNECT,
-                "timeout": WHOLE_REQUEST,
                 "user_agent": USER_AGENT,
                 **options,
             },  # type: ignore[arg-type]
@@ -334,7 +346,7 @@ class S3Remote(Remote):
         data = source.read_bytes() if isinstance(source, Path) else bytes(source)
         try:
             made = obstore.put(
-                self._store(writing=True), name, data, mode="create", use_multipart=False
+                self._writer(len(data)), name, data, mode="create", use_multipart=False
             )
         except AlreadyExistsError as error:
             if _status(error) != 412:
@@ -349,7 +361,7 @@ class S3Remote(Remote):
     def _confirm(self, name: str, data: bytes, etag: str | None) -> None:
         """Raises TemporaryFailure unless the object that was just made is there as sent."""
         try:
-            meta = obstore.head(self._store(), name)
+            meta = obstore.head(self._reader(), name)
         except FileNotFoundError as error:
             raise TemporaryFailure(f"{self._host} took {name} and forgot it") from error
         if meta["size"] == len(data) and _plain(meta["e_tag"]) == _plain(etag):
@@ -368,7 +380,7 @@ class S3Remote(Remote):
     def _holds(self, name: str, data: bytes) -> bool:
         """Whether the object consists of these bytes."""
         try:
-            result = obstore.get(self._store(), name)
+            result = obstore.get(self._reader(), name)
         except FileNotFoundError:
             return False
         return result.meta["size"] == len(data) and bytes(result.bytes()) == data
@@ -383,7 +395,7 @@ class S3Remote(Remote):
         elif offset:
             options["range"] = {"offset": offset}
         try:
-            result = obstore.get(self._store(), name, options=options)
+            result = obstore.get(self._reader(), name, options=options)
         except FileNotFoundError as error:
             self._missing(name, error)
         except BaseError as error:
@@ -409,7 +421,7 @@ class S3Remote(Remote):
     def _require_size(self, name: str, least: int) -> int:
         """The object's size, which is at least ``least``."""
         try:
-            size = obstore.head(self._store(), name)["size"]
+            size = obstore.head(self._reader(), name)["size"]
         except FileNotFoundError as error:
             self._missing(name, error)
         if size < least:
@@ -420,7 +432,7 @@ class S3Remote(Remote):
         if _code(error) is None:
             # An answer to HEAD has no body that could tell a missing bucket.
             try:
-                obstore.get(self._store(), name, options={"range": (0, 1)})
+                obstore.get(self._reader(), name, options={"range": (0, 1)})
             except FileNotFoundError as told:
                 error = told
         if _code(error) == "NoSuchBucket":
@@ -429,7 +441,7 @@ class S3Remote(Remote):
 
     def _delete(self, name: str) -> None:
         try:
-            obstore.delete(self._store(writing=True), name)
+            obstore.delete(self._reader(), name)
         except FileNotFoundError as error:
             if _code(error) == "NoSuchBucket":
                 raise
@@ -437,7 +449,7 @@ class S3Remote(Remote):
     def _try_out(self) -> None:
         """Raises CryptfsError for a store that overwrites what it is told to keep."""
         name = f"cryptfs-trial-{self._random_bytes(8).hex()}"
-        store = self._store(writing=True)
+        store = self._writer(0)
         try:
             obstore.put(store, name, b"first", mode="create", use_multipart=False)
             obstore.put(store, name, b"second", mode="create", use_multipart=False)
@@ -459,7 +471,7 @@ class S3Remote(Remote):
         }
         if token:
             query["continuation-token"] = token
-        keys = await trio.to_thread.run_sync(self._profile.keys, limiter=self._limiter)
+        keys = await trio.to_thread.run_sync(self._profile.keys, limiter=self._readers)
         parts = urlsplit(self._endpoint)
         path = f"{parts.path}/{self._address.bucket}"
         text, headers = signed_get(
@@ -467,7 +479,7 @@ class S3Remote(Remote):
         )
         url = f"{parts.scheme}://{parts.netloc}{path}?{text}"
         if self._client is None:
-            self._client = new_client(PARALLEL)
+            self._client = new_client(PARALLEL, trust_env=parts.scheme == "https")
         reader = RecordReader("ListBucketResult", namespaces=False)
         page = _Page(start, self._prefix)
         with network_errors(self._host):

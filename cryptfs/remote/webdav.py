@@ -28,11 +28,10 @@ asked for. Two rclone servers in front of one cloud know nothing of each other's
 
 from __future__ import annotations
 
-import email.utils
 import os
 import re
 import unicodedata
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +71,7 @@ from cryptfs.remote.http import (
     read_block,
     retry_after,
     size_of,
+    timestamp,
 )
 from cryptfs.remote.webdav_login import WebDavAddress, WebDavLogin, parse_address, read_login
 from cryptfs.remote.xml_records import BadXml, Node, RecordReader
@@ -297,10 +297,11 @@ class WebDavRemote(Remote):
                 part = "/".join(parts[:depth])
                 if part not in self._seen:
                     status = await self._make_folder(part)
-                    if status in (404, 409):
+                    # Some answer 409 for a folder that is there.
+                    if status in (404, 409) and await self._stat(f"{part}/") is None:
                         raise self._unreachable()
                     self._seen.add(part)
-                    if status == 405:
+                    if status != 201:
                         self._claims_tell = True
             if self._claims_tell is None:
                 self._claims_tell = await self._make_folder(folder) == 405
@@ -540,13 +541,13 @@ class WebDavRemote(Remote):
                 return None
             if response.status_code != 207:
                 self._refuse(response)
-            now = _timestamp(response.headers.get("Date", ""))
-            nodes: list[Node] = []
+            now = timestamp(response.headers.get("Date", ""))
+            entries: Entries = []
             try:
                 async with body_of(response) as blocks:
                     async for block in blocks:
-                        nodes += reader.feed(block)
-                nodes += reader.close()
+                        entries += self._entries(reader.feed(block), now)
+                entries += self._entries(reader.close(), now)
             except BadXml as error:
                 raise TemporaryFailure(
                     f"{self._host} answers with something else than a listing: {error}"
@@ -554,10 +555,8 @@ class WebDavRemote(Remote):
         below = path.rstrip("/")
         entries = [
             entry
-            for node in nodes
-            if node.tag == "DAV: response"
-            and (entry := self._entry(node, now)) is not None
-            and (entry.path == below or (depth == "1" and _parent(entry.path) == below))
+            for entry in entries
+            if entry.path == below or (depth == "1" and _parent(entry.path) == below)
         ]
         entries.sort(key=lambda entry: entry.path != below)
         if not entries or entries[0].path != below:
@@ -566,6 +565,10 @@ class WebDavRemote(Remote):
                 "is there a proxy that changes paths?"
             )
         return entries
+
+    def _entries(self, nodes: Iterable[Node], now: float | None) -> Entries:
+        found = (self._entry(node, now) for node in nodes if node.tag == "DAV: response")
+        return [entry for entry in found if entry is not None]
 
     def _entry(self, node: Node, now: float | None) -> _Entry | None:
         """One response of a multistatus; None for something outside the vault."""
@@ -579,7 +582,7 @@ class WebDavRemote(Remote):
                 for prop in propstat.all("DAV: prop"):
                     properties.children += prop.children
         kind = properties.first("DAV: resourcetype")
-        changed = _timestamp(properties.text_of("DAV: getlastmodified"))
+        changed = timestamp(properties.text_of("DAV: getlastmodified"))
         return _Entry(
             path[len(root) :].rstrip("/"),
             is_folder=kind is not None and kind.first("DAV: collection") is not None,
@@ -610,7 +613,7 @@ class WebDavRemote(Remote):
                 response = await self._send(method, path, headers or {}, content)
             try:
                 if response.status_code == 401:
-                    raise self._login_needed()
+                    raise self._login_needed(response)
                 yield response
             finally:
                 await response.aclose()
@@ -619,8 +622,9 @@ class WebDavRemote(Remote):
         self, method: str, path: str, headers: dict[str, str], content: Source | None
     ) -> httpx.Response:
         if self._client is None:
-            self._client = new_client(PARALLEL)
-            self._client.timeout = self._timeout
+            # On this machine nothing is sent through a proxy: it would see the password.
+            trust = self._address.scheme == "https"
+            self._client = new_client(PARALLEL, timeout=self._timeout, trust_env=trust)
         if self._login is None:
             self._reload_login()
         login = self._login
@@ -642,7 +646,13 @@ class WebDavRemote(Remote):
         before, self._login = self._login, read_login(self._logins, self._address)
         return self._login is not None and self._login != before
 
-    def _login_needed(self) -> LoginNeeded:
+    def _login_needed(self, response: httpx.Response) -> LoginNeeded:
+        offered = response.headers.get("WWW-Authenticate", "Basic")
+        if "basic" not in offered.lower():
+            return LoginNeeded(
+                f"{self._host} allows no Basic login, only {offered.split()[0]}; "
+                "allow Basic there, or make a password for programs"
+            )
         if self._address.user is None:
             return LoginNeeded(
                 f"{self._host} wants a login; put the user's name into the vault's URL "
@@ -711,11 +721,6 @@ def _plain(path: str) -> str:
 def _number(text: str) -> int | None:
     """A count; None for nothing, and for Nextcloud's -1, -2 and -3 (unknown, unlimited)."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
-
-
-def _timestamp(text: str) -> float | None:
-    parsed = email.utils.parsedate_tz(text) if text else None
-    return None if parsed is None else float(email.utils.mktime_tz(parsed))
 
 
 def _cut_short(name: str, size: int) -> IntegrityError:

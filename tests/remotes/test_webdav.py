@@ -525,3 +525,31 @@ async def test_a_server_that_wants_the_host_in_the_new_name(
     await remote.create("packs/b", DATA)
     assert through.verbs.count("MOVE") == 3
     assert await remote.get("packs/a") == await remote.get("packs/b") == DATA
+
+
+async def test_a_password_for_this_machine_goes_through_no_proxy(
+    remote: WebDavRemote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    async with opened(remote.url) as fresh:
+        assert await fresh.list("packs/") == [ObjectInfo("packs/before", 9)]
+
+
+async def test_a_server_without_basic_logins_is_told(remote: WebDavRemote, through: Proxy) -> None:
+    headers = {"WWW-Authenticate": 'Digest realm="nas", nonce="x"'}
+    through.script = lambda asked: Answer(401, b"", headers)
+    with pytest.raises(LoginNeeded, match="allows no Basic login, only Digest"):
+        await remote.list("")
+
+
+async def test_a_folder_that_is_there_may_be_answered_with_conflict(
+    remote: WebDavRemote, through: Proxy
+) -> None:
+    through.script = lambda asked: (
+        Answer(409) if asked.verb == "MKCOL" and asked.path.endswith("/packs/") else PASS
+    )
+    async with opened(remote.url) as fresh:
+        await fresh.create("packs/a", DATA)
+        assert await fresh.get("packs/a") == DATA
