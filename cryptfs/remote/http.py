@@ -26,6 +26,7 @@ TIMEOUT: Final = httpx.Timeout(60, connect=20, pool=None)
 """Seconds without a byte, not for a whole transfer: slow lines may take their time."""
 
 BLOCK: Final = 256 * 1024
+SMALL_BODY: Final = 64 * 1024
 
 USER_AGENT: Final = "cryptfs"
 
@@ -143,6 +144,21 @@ async def blocks_of(source: Source, offset: int = 0) -> AsyncIterator[bytes]:
         await file.seek(offset)
         while block := await file.read(BLOCK):
             yield block
+
+
+async def finish(response: httpx.Response) -> None:
+    """Reads what is left of a streamed answer, if it is little.
+
+    Only then can the next request have the connection, instead of a new one and a new handshake.
+    """
+    if response.is_closed:
+        return
+    left = SMALL_BODY
+    async with body_of(response) as blocks:
+        async for block in blocks:
+            left -= len(block)
+            if left < 0:
+                break
 
 
 class Upload(httpx.AsyncByteStream):

@@ -66,6 +66,7 @@ from cryptfs.remote.http import (
     TIMEOUT,
     Upload,
     body_of,
+    finish,
     network_errors,
     new_client,
     read_block,
@@ -189,7 +190,7 @@ class WebDavRemote(Remote):
             async with self._claim(name):
                 moved = await self._move(temporary, name)
                 if moved:
-                    await self._confirm(name, size_of(source))
+                    await self._confirm(name, source)
         except BaseException as error:
             # Where nobody answers there is nobody to ask; TemporaryFailure is an answer.
             if not isinstance(error, VaultUnreachable) or isinstance(error, TemporaryFailure):
@@ -357,16 +358,23 @@ class WebDavRemote(Remote):
                 self._refuse(response)
             return response.status_code
 
-    async def _confirm(self, name: str, size_bytes: int) -> None:
-        """Raises TemporaryFailure unless the object that was just made is there as sent."""
+    async def _confirm(self, name: str, source: Source) -> None:
+        """Raises TemporaryFailure unless the object that was just made is there as sent.
+
+        What is deleted then are our own bytes, cut short. Others are those of another device,
+        on a server that let two win.
+        """
         entry = await self._stat(name)
         if entry is None:
             raise TemporaryFailure(f"{self._host} took {name} and forgot it")
-        if entry.size != size_bytes:
-            await self._remove(name)
-            raise TemporaryFailure(
-                f"{self._host} kept {entry.size} of {size_bytes} bytes of {name}"
-            )
+        wanted = size_of(source)
+        if entry.size == wanted:
+            return
+        kept = entry.size or 0
+        if kept > wanted or await self.get(name) != await read_block(source, 0, kept):
+            raise ObjectExists(f"{name} exists on {self._host} with other bytes")
+        await self._remove(name)
+        raise TemporaryFailure(f"{self._host} kept {kept} of {wanted} bytes of {name}")
 
     async def _holds(self, name: str, source: Source) -> bool:
         """Whether the object consists of these bytes."""
@@ -408,11 +416,10 @@ class WebDavRemote(Remote):
         finally:
             if status is None:
                 self._left_claims.add(path)
-        if status == 201:
-            return
-        if path in self._left_claims:
-            # Ours: what was lost was the answer.
-            self._left_claims.discard(path)
+        # One that is there may be ours: what was lost was the answer.
+        ours = path in self._left_claims
+        self._left_claims.discard(path)
+        if status == 201 or ours:
             return
         entry = await self._stat(path)
         if entry is not None and entry.age_seconds > CLAIM_LIFE_SECONDS:
@@ -449,7 +456,8 @@ class WebDavRemote(Remote):
             async for block in blocks:
                 body += block[skip:]
                 skip = max(0, skip - len(block))
-                if len(body) >= wanted:
+                # Not at the last wanted byte: read to its end, the connection can be kept.
+                if len(body) > wanted:
                     break
         if total is None and length is None:
             if len(body) > MAX_GET:
@@ -615,6 +623,7 @@ class WebDavRemote(Remote):
                 if response.status_code == 401:
                     raise self._login_needed(response)
                 yield response
+                await finish(response)
             finally:
                 await response.aclose()
 

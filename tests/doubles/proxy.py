@@ -124,6 +124,8 @@ class Proxy:
         self.server = urlsplit(server).netloc
         self.script = script
         self.asked: list[Asked] = []
+        self.connections = 0
+        """How many were ever opened; in the real world each costs round trips."""
         self.ended = threading.Event()
         self.address = ""
         self._count: Counter[str] = Counter()
@@ -185,6 +187,10 @@ class _Handler(BaseHTTPRequestHandler):
         if name.startswith("do_"):
             return self._serve
         raise AttributeError(name)
+
+    def setup(self) -> None:
+        super().setup()
+        self.proxy.connections += 1
 
     def log_message(self, *_: object) -> None:
         """Tests are quiet."""

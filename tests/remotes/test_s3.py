@@ -120,6 +120,16 @@ async def test_nothing_is_retried_behind_our_back(remote: S3Remote, through: Pro
         assert len(through.asked) == 1
 
 
+async def test_connections_are_used_again(remote: S3Remote, through: Proxy) -> None:
+    for number in range(5):
+        await remote.create(f"packs/{number}", DATA)
+        await remote.get(f"packs/{number}", 1, 2)
+        await remote.list("packs/")
+        await remote.delete(f"packs/{number}")
+    # Uploads, the rest, and the listing have one each.
+    assert through.connections <= 3
+
+
 async def test_a_conflict_with_one_who_is_just_writing_is_temporary(
     remote: S3Remote, through: Proxy
 ) -> None:

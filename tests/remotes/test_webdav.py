@@ -505,6 +505,35 @@ async def test_how_many_requests_an_object_costs(remote: WebDavRemote, through: 
     assert through.verbs == (["PUT", "MKCOL", "MOVE", "PROPFIND", "DELETE"] if claims else wanted)
 
 
+async def test_connections_are_used_again(remote: WebDavRemote, through: Proxy) -> None:
+    for number in range(5):
+        await remote.create(f"packs/{number}", DATA)
+        await remote.get(f"packs/{number}", 1, 2)
+        with pytest.raises(ObjectNotFound):
+            await remote.get("packs/absent")
+        await remote.delete(f"packs/{number}")
+    await remote.list("")
+    assert through.connections == 1
+
+
+async def test_the_bytes_of_another_device_are_never_deleted(
+    remote: WebDavRemote, through: Proxy, server: str
+) -> None:
+    """On a server that tells two devices that they won."""
+    headers = {"Authorization": httpx.BasicAuth(USER, PASSWORD)._auth_header}
+
+    def be_overtaken(asked: Asked) -> Fault:
+        if asked.verb == "MOVE":
+            httpx.put(server + asked.headers["destination"], content=b"theirs", headers=headers)
+            return Answer(201)
+        return PASS
+
+    through.script = be_overtaken
+    with pytest.raises(ObjectExists):
+        await remote.create("packs/a", DATA)
+    assert await remote.get("packs/a") == b"theirs"
+
+
 async def test_the_answer_of_the_deed_is_not_needed(remote: WebDavRemote, through: Proxy) -> None:
     through.script = once("MOVE", Instead(Answer(504)))
     with pytest.raises(TemporaryFailure, match="504"):
