@@ -359,7 +359,11 @@ class S3Remote(Remote):
         self._confirm(name, data, made["e_tag"])
 
     def _confirm(self, name: str, data: bytes, etag: str | None) -> None:
-        """Raises TemporaryFailure unless the object that was just made is there as sent."""
+        """Raises TemporaryFailure unless the object that was just made is there as sent.
+
+        What is deleted then are our own bytes, cut short. Others may be those of another
+        device, in a store that let two win.
+        """
         try:
             meta = obstore.head(self._reader(), name)
         except FileNotFoundError as error:
@@ -374,8 +378,11 @@ class S3Remote(Remote):
             if self._holds(name, data):
                 self._etags_are_md5 = False
                 return
+        kept = meta["size"]
+        if kept >= len(data) or self._get(name, 0, None) != data[:kept]:
+            raise ObjectExists(f"{name} exists in {self._address.bucket} with other bytes")
         self._delete(name)
-        raise TemporaryFailure(f"{self._host} kept other bytes of {name} than it was sent")
+        raise TemporaryFailure(f"{self._host} kept {kept} of {len(data)} bytes of {name}")
 
     def _holds(self, name: str, data: bytes) -> bool:
         """Whether the object consists of these bytes."""

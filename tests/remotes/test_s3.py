@@ -148,20 +148,31 @@ async def test_a_server_that_takes_and_forgets_is_not_believed(
         await remote.create("packs/a", DATA)
 
 
+@pytest.mark.parametrize(
+    ("kept", "error", "ends_with"),
+    [
+        (DATA[:100], TemporaryFailure, "DELETE"),
+        (b"", TemporaryFailure, "DELETE"),
+        # Perhaps another device's, which are never deleted.
+        (DATA[::-1], ObjectExists, "GET"),
+        (b"other", ObjectExists, "GET"),
+        (DATA + b"more", ObjectExists, "HEAD"),
+    ],
+)
 async def test_a_server_that_keeps_other_bytes_is_found_out(
-    remote: S3Remote, through: Proxy
+    remote: S3Remote, through: Proxy, kept: bytes, error: type[Exception], ends_with: str
 ) -> None:
-    wrong = hashlib.md5(b"other", usedforsecurity=False).hexdigest()
-    head = {"ETag": f'"{wrong}"', "Content-Length": str(len(DATA)), **MODIFIED}
+    etag = {"ETag": f'"{hashlib.md5(kept, usedforsecurity=False).hexdigest()}"'}
     answers: dict[str, Fault] = {
-        "PUT": Answer(200, b"", {"ETag": f'"{wrong}"'}),
-        "HEAD": Answer(200, b"", head),
-        "GET": Answer(200, DATA[::-1], {"ETag": f'"{wrong}"', **MODIFIED}),
+        "PUT": Answer(200, b"", etag),
+        "HEAD": Answer(200, b"", {"Content-Length": str(len(kept)), **etag, **MODIFIED}),
+        "GET": Answer(200, kept, {**etag, **MODIFIED}),
     }
     through.script = lambda asked: answers.get(asked.verb, PASS)
-    with pytest.raises(TemporaryFailure, match="kept other bytes"):
+    with pytest.raises(error, match=r"kept \d+ of 8192 bytes|with other bytes"):
         await remote.create("packs/a", DATA)
-    assert through.verbs == ["PUT", "HEAD", "GET", "DELETE"]
+    assert through.verbs[-1] == ends_with
+    assert through.verbs.count("DELETE") == (ends_with == "DELETE")
 
 
 async def test_a_server_whose_etags_are_no_md5_is_read_back_once(
