@@ -29,7 +29,7 @@ HOP_BY_HOP: Final = frozenset({"connection", "keep-alive", "transfer-encoding", 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request, its body read to the end."""
+    """One request; its body is on the way."""
 
     number: int
     """From 0, of all."""
@@ -79,6 +79,13 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Stop:
+    """The connection ends after so many bytes of the request's body; the server sees nothing."""
+
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
 class Cut:
     """The server's answer ends after so many bytes of its body, and so does the connection."""
 
@@ -90,7 +97,7 @@ class Never:
     """No answer until the client or the proxy ends."""
 
 
-Fault: TypeAlias = Pass | Answer | Instead | Drop | Cut | Never
+Fault: TypeAlias = Pass | Answer | Instead | Drop | Stop | Cut | Never
 Script: TypeAlias = Callable[[Asked], Fault]
 
 PASS: Final = Pass()
@@ -196,10 +203,15 @@ class _Handler(BaseHTTPRequestHandler):
         """Tests are quiet."""
 
     def _serve(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        size = int(self.headers.get("Content-Length") or 0)
         headers = {name.lower(): value for name, value in self.headers.items()}
-        asked = self.proxy.note(self.command, self.path, headers, len(body))
-        match self.proxy.script(asked):
+        fault = self.proxy.script(self.proxy.note(self.command, self.path, headers, size))
+        if isinstance(fault, Stop):
+            self.rfile.read(fault.after)
+            self._end()
+            return
+        body = self.rfile.read(size)
+        match fault:
             case Pass(seconds):
                 self.proxy.ended.wait(seconds)
                 self._send(self._forward(body))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -64,23 +65,23 @@ def wsgidav_server(folder: Path) -> Iterator[str]:
 @contextmanager
 def rclone_server(folder: Path) -> Iterator[str]:
     """``rclone serve webdav`` for a folder, without a login; its address."""
+    assert shutil.which("rclone"), "rclone is missing; run: scripts/install test"
     command = ["rclone", "serve", "webdav", str(folder), "--addr", "127.0.0.1:0"]
     process = subprocess.Popen(
         [*command, "--config", os.devnull], stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
+    # Read on afterwards, by a thread: the pipe would fill up.
+    reader = threading.Thread(target=process.stderr.read, daemon=True)
     try:
-        for line in process.stderr:
-            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-                break
-        else:
-            raise AssertionError("rclone did not start")
-        # Nobody else reads what it says: the pipe would fill up.
-        reader = threading.Thread(target=process.stderr.read, daemon=True)
+        lines = (re.search(r"http://127\.0\.0\.1:\d+", line) for line in process.stderr)
+        found = next(filter(None, lines), None)
+        assert found is not None, "rclone did not start"
         reader.start()
         yield found[0]
     finally:
         process.terminate()
         process.wait(timeout=10)
-        reader.join()
+        if reader.ident is not None:
+            reader.join()
         process.stderr.close()

@@ -41,6 +41,7 @@ from tests.doubles.proxy import (
     Never,
     Pass,
     Proxy,
+    Stop,
     each,
     once,
     proxy,
@@ -101,6 +102,16 @@ async def test_a_lost_connection_is_survived_by_asking_again(
     assert await remote.get("packs/a") == DATA
     with pytest.raises(ObjectExists):
         await remote.create("packs/a", DATA[::-1])
+
+
+async def test_an_upload_that_breaks_in_the_middle(remote: S3Remote, through: Proxy) -> None:
+    data = os.urandom(3_000_000)
+    through.script = once("PUT", Stop(1_000_000))
+    with pytest.raises(TemporaryFailure, match="broke"):
+        await remote.create("packs/a", data)
+    assert await remote.list("packs/") == [ObjectInfo("packs/before", 9)]
+    await remote.create("packs/a", data)
+    assert await remote.get("packs/a") == data
 
 
 async def test_an_object_costs_two_requests(remote: S3Remote, through: Proxy) -> None:

@@ -38,6 +38,7 @@ from tests.doubles.proxy import (
     Never,
     Pass,
     Proxy,
+    Stop,
     each,
     once,
     proxy,
@@ -108,6 +109,16 @@ async def test_a_lost_connection_at_any_step_is_survived_by_asking_again(
     with pytest.raises(ObjectExists):
         await remote.create("packs/a", DATA[::-1])
     assert [info.name for info in await remote.list("")] == ["packs/a", "packs/b", "packs/before"]
+
+
+async def test_an_upload_that_breaks_in_the_middle(remote: WebDavRemote, through: Proxy) -> None:
+    data = os.urandom(3_000_000)
+    through.script = once("PUT", Stop(1_000_000))
+    with pytest.raises(TemporaryFailure, match="broke"):
+        await remote.create("packs/a", data)
+    assert await remote.list("packs/") == [ObjectInfo("packs/before", 9)]
+    await remote.create("packs/a", data)
+    assert await remote.get("packs/a") == data
 
 
 async def test_a_lost_reply_is_told_as_one(remote: WebDavRemote, through: Proxy) -> None:
