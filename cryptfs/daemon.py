@@ -347,7 +347,7 @@ async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
         request.limit_up,
         request.limit_down,
     )
-    remote = Stack(open_remote(request.url), treatment)
+    remote = Stack(open_remote(request.url, Path(request.state_root) / "logins"), treatment)
     around = Surroundings(
         Path(request.state_root),
         request.device_name,

@@ -22,7 +22,7 @@ from cryptfs.cli.asking import SecretSource, open_with, secret_options
 from cryptfs.cli.display import head_text, say, show_json, warn
 from cryptfs.cli.examples import examples
 from cryptfs.cli.limits import Limits, limit_options, verify_option
-from cryptfs.cli.places import find_mounted, is_inside, raise_error, surroundings
+from cryptfs.cli.places import find_mounted, is_inside, logins, raise_error, surroundings
 from cryptfs.cli.sizes import parse_size
 from cryptfs.control import Message, MountRequest
 from cryptfs.errors import CryptfsError, FuseUnavailable, UsageError, VaultBusy
@@ -85,7 +85,7 @@ def mount(
     cache_bytes = None if cache_size is None else parse_size(cache_size)
     mountpoint = require_mountpoint(directory)
     require_fuse()
-    remote = Stack(open_remote(vault))
+    remote = Stack(open_remote(vault, logins()))
     if is_inside(mountpoint, remote):
         raise UsageError(f"{mountpoint} lies inside the vault's own folder; choose another DIR")
     mounted = find_mounted(remote.url)

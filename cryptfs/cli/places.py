@@ -35,6 +35,11 @@ def state_root() -> Path:
     return base / "cryptfs"
 
 
+def logins() -> Path:
+    """The folder of what opens this machine's clouds; nothing in it is part of a vault."""
+    return state_root() / "logins"
+
+
 def device_name(given: str | None = None) -> str:
     """The name that this device has in ``cryptfs log``: as given, or the host's."""
     if given is not None:
@@ -55,7 +60,7 @@ def surroundings(name: str | None = None) -> Surroundings:
 
 def absolute_url(vault: str) -> str:
     """The vault's URL in the form that means the same from every folder."""
-    return open_remote(vault).url
+    return open_remote(vault, logins()).url
 
 
 def is_inside(path: str, remote: Remote) -> bool:
@@ -124,7 +129,7 @@ def remote_of(place: str, treatment: Treatment | None = None) -> Remote:
     """The remote of the vault that ``place`` names: its URL, or where it is mounted."""
     mounted = find_mounted(place)
     url = mounted.url if mounted is not None and mounted.url else place
-    return Stack(open_remote(url), treatment)
+    return Stack(open_remote(url, logins()), treatment)
 
 
 def find_state(place: str) -> StateFolder:

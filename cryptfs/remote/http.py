@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import email.utils
 import ipaddress
+import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -25,6 +26,7 @@ TIMEOUT: Final = httpx.Timeout(60, connect=20, pool=None)
 """Seconds without a byte, not for a whole transfer: slow lines may take their time."""
 
 BLOCK: Final = 256 * 1024
+SMALL_BODY: Final = 64 * 1024
 
 USER_AGENT: Final = "cryptfs"
 
@@ -33,7 +35,15 @@ def new_client(parallel: int, **options: object) -> httpx.AsyncClient:
     """Returns a client that keeps up to ``parallel`` connections and follows nothing by itself."""
     limits = httpx.Limits(max_connections=parallel, max_keepalive_connections=parallel)
     headers = {"User-Agent": USER_AGENT}
-    return httpx.AsyncClient(timeout=TIMEOUT, limits=limits, headers=headers, **options)  # type: ignore[arg-type]
+    options = {"timeout": TIMEOUT, "verify": trusted_authorities(), **options}
+    return httpx.AsyncClient(limits=limits, headers=headers, **options)  # type: ignore[arg-type]
+
+
+def trusted_authorities() -> ssl.SSLContext:
+    """Returns httpx's own authorities and this system's: a NAS may have one made at home."""
+    context = httpx.create_ssl_context()
+    context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    return context
 
 
 def require_tls(url: str) -> None:
@@ -78,15 +88,16 @@ def retry_after(response: httpx.Response) -> float | None:
     text = response.headers.get("Retry-After", "").strip()
     if text.isdigit():
         return float(text)
-    when = _timestamp(text)
+    when = timestamp(text)
     if when is None:
         return None
     # By the server's own clock, where it tells: ours may be wrong by hours.
-    now = _timestamp(response.headers.get("Date", "")) or time.time()
+    now = timestamp(response.headers.get("Date", "")) or time.time()
     return max(0.0, when - now)
 
 
-def _timestamp(text: str) -> float | None:
+def timestamp(text: str) -> float | None:
+    """Returns a date of HTTP as seconds since 1970, or None where there is none."""
     parsed = email.utils.parsedate_tz(text) if text else None
     return email.utils.mktime_tz(parsed) if parsed else None
 
@@ -94,11 +105,29 @@ def _timestamp(text: str) -> float | None:
 async def read_limited(response: httpx.Response, most: int, name: str) -> bytes:
     """Returns the body of a streamed response; IntegrityError as soon as it is over ``most``."""
     body = bytearray()
-    async for block in response.aiter_bytes():
-        body += block
-        if len(body) > most:
-            raise IntegrityError(f"what is sent for {name} is too large to be an object")
+    async with body_of(response) as blocks:
+        async for block in blocks:
+            body += block
+            if len(body) > most:
+                raise IntegrityError(f"what is sent for {name} is too large to be an object")
     return bytes(body)
+
+
+@asynccontextmanager
+async def body_of(response: httpx.Response) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The blocks of a streamed response's body; leaving before its end is allowed.
+
+    httpx reads through generators within generators, and one that is left half-way is complained
+    about when it is collected. With the connection closed they all come to their end.
+    """
+    blocks = response.aiter_bytes()
+    try:
+        yield blocks
+    finally:
+        await response.aclose()
+        with suppress(httpx.HTTPError, httpx.StreamError):
+            async for _ in blocks:
+                pass
 
 
 def size_of(source: Source) -> int:
@@ -115,3 +144,59 @@ async def blocks_of(source: Source, offset: int = 0) -> AsyncIterator[bytes]:
         await file.seek(offset)
         while block := await file.read(BLOCK):
             yield block
+
+
+async def finish(response: httpx.Response) -> None:
+    """Reads what is left of a streamed answer, if it is little.
+
+    Only then can the next request have the connection, instead of a new one and a new handshake.
+    """
+    if response.is_closed:
+        return
+    left = SMALL_BODY
+    async with body_of(response) as blocks:
+        async for block in blocks:
+            left -= len(block)
+            if left < 0:
+                break
+
+
+class Upload(httpx.AsyncByteStream):
+    """A source as the body of a request, a block at a time.
+
+    For ``request.stream``. Not a generator, and no file stays open: a request that is cancelled
+    or refused in the middle leaves nothing behind that somebody would have to close. Blocks are
+    small because the time limit is for one of them.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _Blocks(self._source)
+
+
+class _Blocks(AsyncIterator[bytes]):
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._offset = 0
+
+    async def __anext__(self) -> bytes:
+        block = await read_block(self._source, self._offset, BLOCK)
+        if not block:
+            raise StopAsyncIteration
+        self._offset += len(block)
+        return block
+
+
+async def read_block(source: Source, offset: int, length: int) -> bytes:
+    """Up to ``length`` bytes of a source from ``offset`` on; empty at its end."""
+    if not isinstance(source, Path):
+        return bytes(source[offset : offset + length])
+    return await trio.to_thread.run_sync(_read_file, source, offset, length)
+
+
+def _read_file(path: Path, offset: int, length: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(length)

@@ -33,6 +33,8 @@ WRAPPERS: dict[str, Callable[[Remote], Remote]] = {
 }
 
 KINDS = ["memory", "folder", "folder without links", "folder with claims", *WRAPPERS]
+SERVED = {"s3": "s3", "webdav wsgidav": "webdav_wsgidav", "webdav rclone": "webdav_rclone"}
+"""Kinds that have a server, and the fixture that gives a remote there."""
 
 
 def refuse_links(*_: object, **__: object) -> None:
@@ -43,11 +45,14 @@ def refuse_flags(*_: object) -> None:
     raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*KINDS, *SERVED])
 def remote(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Remote:
     kind = request.param
+    if kind in SERVED:
+        served: Remote = request.getfixturevalue(SERVED[kind])
+        return served
     if kind == "memory":
         return MemoryRemote()
     if kind in WRAPPERS:

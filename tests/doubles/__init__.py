@@ -1,0 +1,1 @@
+"""Clouds on loopback that speak the real wire protocols, and a proxy that fails as told."""
