@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import ipaddress
+import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -33,6 +34,9 @@ USER_AGENT: Final = "cryptfs"
 
 def new_client(parallel: int, **options: object) -> httpx.AsyncClient:
     """Returns a client that keeps up to ``parallel`` connections and follows nothing by itself."""
+    for talker in ("httpx", "httpcore"):
+        # They log URLs and headers, and with them tokens and the links of upload sessions.
+        logging.getLogger(talker).setLevel(logging.WARNING)
     limits = httpx.Limits(max_connections=parallel, max_keepalive_connections=parallel)
     headers = {"User-Agent": USER_AGENT}
     options = {"timeout": TIMEOUT, "verify": trusted_authorities(), **options}
@@ -77,7 +81,7 @@ def network_errors(host: str) -> Iterator[None]:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         raise VaultUnreachable(f"{host} does not answer; is the network up?") from error
-    except httpx.TransportError as error:
+    except (httpx.TransportError, httpx.DecodingError) as error:
         raise TemporaryFailure(
             f"the connection to {host} broke ({type(error).__name__})"
         ) from error
@@ -133,17 +137,6 @@ async def body_of(response: httpx.Response) -> AsyncIterator[AsyncIterator[bytes
 def size_of(source: Source) -> int:
     """Returns a source's size in bytes."""
     return source.stat().st_size if isinstance(source, Path) else len(source)
-
-
-async def blocks_of(source: Source, offset: int = 0) -> AsyncIterator[bytes]:
-    """Yields a source's bytes from ``offset`` on, a block at a time."""
-    if not isinstance(source, Path):
-        yield bytes(source[offset:])
-        return
-    async with await trio.open_file(source, "rb") as file:
-        await file.seek(offset)
-        while block := await file.read(BLOCK):
-            yield block
 
 
 async def finish(response: httpx.Response) -> None:
