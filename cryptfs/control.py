@@ -39,6 +39,12 @@ class MountRequest:
     allow_other: bool = False
     accept_rollback: bool = False
     foreground: bool = False
+    verify: str | None = None
+    limit_up: int | None = None
+    limit_down: int | None = None
+    allow_metered: bool = False
+    cache_bytes: int | None = None
+    """How much of what is downloaded is kept; None: as the disk has room."""
 
     def encode(self) -> bytes:
         return json.dumps(

@@ -9,6 +9,8 @@ kilobytes of a command line tool and the megabytes of a password hash stay out o
 
 | where it dies        | what the kernel has               | what the next mount does         |
 |----------------------|-----------------------------------|----------------------------------|
+| serving, of a damaged| nothing: unmounted                | reads the whole state, and if it  |
+| local state          |                                   | is damaged, rebuilds it           |
 | serving              | a mount that answers ENOTCONN     | says how to clear it             |
 | ending, before it    | nothing: unmounted                | goes on from the last settle     |
 | is published         |                                   | and publishes                    |
@@ -46,12 +48,16 @@ from cryptfs.control import (
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.recovery_key import RecoveryKey
 from cryptfs.errors import CryptfsError, FuseUnavailable, OutOfSpace
+from cryptfs.format.names import header_name
 from cryptfs.fuse import Handlers
 from cryptfs.remote.location import open_remote
+from cryptfs.remote.stack import Stack, Treatment
+from cryptfs.remote.verifying import Verify
+from cryptfs.sync.metered import is_metered
 from cryptfs.sync.policy import PublishPolicy
 from cryptfs.sync.publish import Upload
 from cryptfs.unlock import Unlocked
-from cryptfs.vault import Surroundings, Vault, open_vault
+from cryptfs.vault import Surroundings, Vault, noting_damage, open_vault
 
 log = logging.getLogger(__name__)
 
@@ -71,18 +77,27 @@ READ_AHEAD_KIB: Final = 1024
 class Mount:
     """One mounted vault and those who ask it things."""
 
-    def __init__(self, vault: Vault, request: MountRequest):
+    def __init__(self, vault: Vault, remote: Stack, request: MountRequest):
         self._vault = vault
+        self._remote = remote
         self._request = request
         self._policy = PublishPolicy(
             vault.view.database,
             vault.view.progress,
             vault.publisher,
-            lambda: vault.dirty.size_bytes,
+            dirty_bytes=lambda: vault.dirty.size_bytes,
+            spooled_bytes=vault.view.content.spooled_bytes,
+            paused=vault.view.state.is_paused,
+            is_metered=is_metered if self._spares_the_network() else None,
         )
         self._publish_at_end = True
         self._problem: CryptfsError | None = None
         self._ended = trio.Event()
+
+    def _spares_the_network(self) -> bool:
+        """A folder is on this machine, or somebody else's program cares for its way."""
+        is_folder = self._remote.local_path(header_name(1)) is not None
+        return not is_folder and not self._request.allow_metered
 
     # -- life ------------------------------------------------------------------------------
 
@@ -136,6 +151,9 @@ class Mount:
         self._problem = None
         if not self._publish_at_end or self._request.read_only:
             return
+        if self._policy.is_paused:
+            log.info("unmounted while syncing is paused; nothing more is published")
+            return
         try:
             await self._vault.publisher.publish()
         except CryptfsError as error:
@@ -171,6 +189,17 @@ class Mount:
                 await send_message(stream, self.status() | {"done": True})
             case "publish":
                 await self._publish(stream)
+            case "pause":
+                self._vault.view.state.set_paused(True)
+                self._policy.pause()
+                await send_message(stream, self.status() | {"done": True})
+            case "resume":
+                self._vault.view.state.set_paused(False)
+                self._policy.resume()
+                await send_message(stream, self.status() | {"done": True})
+            case "limit":
+                self._limit(request)
+                await send_message(stream, self.status() | {"done": True})
             case "leave":
                 self._publish_at_end = bool(request.get("publish", True))
                 await send_message(stream, {"done": True})
@@ -181,32 +210,33 @@ class Mount:
                 raise CryptfsError(f"unknown request {other!r}")
 
     async def _publish(self, stream: trio.SocketStream) -> None:
-        newest: Upload | None = None
-        changed = trio.Event()
-
-        def note(upload: Upload) -> None:
-            nonlocal newest
-            newest = upload
-            changed.set()
+        """Publishes, and tells the client how far any upload is meanwhile, ours or not."""
 
         async def tell() -> None:
-            nonlocal changed
+            told: Upload | None = None
             while True:
-                await changed.wait()
-                changed = trio.Event()
-                assert newest is not None
-                try:
-                    await send_message(stream, asdict(newest))
-                except trio.BrokenResourceError:
-                    return  # nobody listens any more; publishing goes on
+                upload = self._vault.publisher.under_way
+                if upload is not None and upload != told:
+                    told = upload
+                    try:
+                        await send_message(stream, upload_message(upload))
+                    except trio.BrokenResourceError:
+                        return  # nobody listens any more; publishing goes on
                 await trio.sleep(PROGRESS_SECONDS)
 
         async with open_nursery() as nursery:
             nursery.start_soon(tell)
             if not self._request.read_only:
-                await self._vault.publisher.publish(note)
+                await self._policy.publish_now()
             nursery.cancel_scope.cancel()
         await send_message(stream, self.status() | {"done": True})
+
+    def _limit(self, request: Message) -> None:
+        """Sets the limits that the request names; 0 lifts one."""
+        if (up := request.get("up")) is not None:
+            self._remote.set_limit_up(int(up) or None)
+        if (down := request.get("down")) is not None:
+            self._remote.set_limit_down(int(down) or None)
 
     def status(self) -> Message:
         """What ``cryptfs status --json`` shows of a mounted vault."""
@@ -216,7 +246,7 @@ class Mount:
         upload = vault.publisher.under_way
         inodes, size_bytes = vault.view.tree.totals()
         compressed, deduplicated = progress.saved_bytes()
-        problem = vault.settler.gate.broken or self._problem or self._policy.last_error
+        problem = vault.settler.gate.broken or self._problem or self._policy.problem
         return {
             "pid": os.getpid(),
             "mountpoint": self._request.mountpoint,
@@ -226,18 +256,24 @@ class Mount:
             "device": self._request.device_name,
             "epoch": progress.published_epoch,
             "published_at": None if last is None else format_time(last.time_ns),
+            "published_by": None if last is None else last.device_name,
             "dirty_bytes": vault.dirty.size_bytes,
             "unpublished_bytes": vault.unpublished_bytes(),
             "unpublished_changes": vault.has_unpublished(),
-            "uploading": None
-            if upload is None
-            else {"sent_bytes": upload.sent_bytes, "total_bytes": upload.total_bytes},
+            "uploading": None if upload is None else upload_message(upload),
             "inodes": inodes,
             "size_bytes": size_bytes,
             "compression_saved_bytes": compressed,
             "dedup_saved_bytes": deduplicated,
+            "state": self._policy.state.value,
             "problem": None if problem is None else str(problem),
+            "traffic": asdict(self._remote.traffic),
         }
+
+
+def upload_message(upload: Upload) -> Message:
+    """Returns how far an upload is."""
+    return asdict(upload) | {"seconds_left": upload.seconds_left}
 
 
 def error_message(error: CryptfsError) -> Message:
@@ -306,8 +342,19 @@ async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
     """Opens the vault, mounts it, and serves it to its end."""
     key = RecoveryKey(request.digits.encode())
     unlocked = Unlocked(key, VaultKeys.derive(key), None)
-    around = Surroundings(Path(request.state_root), request.device_name, time.time_ns, os.urandom)
-    remote = open_remote(request.url)
+    treatment = Treatment(
+        None if request.verify is None else Verify(request.verify),
+        request.limit_up,
+        request.limit_down,
+    )
+    remote = Stack(open_remote(request.url, Path(request.state_root) / "logins"), treatment)
+    around = Surroundings(
+        Path(request.state_root),
+        request.device_name,
+        time.time_ns,
+        os.urandom,
+        request.cache_bytes,
+    )
     vault = await open_vault(
         remote,
         unlocked,
@@ -318,10 +365,14 @@ async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
     try:
         for notice in vault.notices:
             log.warning("%s", notice)
-        mount = Mount(vault, request)
-        await mount.serve(
-            lambda: report({"ready": True, "notices": vault.notices} | mount.status())
-        )
+        mount = Mount(vault, remote, request)
+        with noting_damage(vault.view.state):
+            await mount.serve(
+                lambda: report(
+                    {"ready": True, "notices": vault.notices + vault.private_notices}
+                    | mount.status()
+                )
+            )
     finally:
         vault.close()
         await remote.close()

@@ -30,6 +30,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from cryptfs.errors import CryptfsError, OutOfSpace
 from cryptfs.fs.filesystem import NAME_MAX, Change, Filesystem
+from cryptfs.ids import CHUNK_SIZE
 from cryptfs.store.tree import Inode
 
 log = logging.getLogger(__name__)
@@ -91,15 +92,15 @@ class Handlers(pyfuse3.Operations):
     @answers_errno
     async def lookup(self, parent: int, name: bytes, ctx: object) -> EntryAttributes:
         if name == b".":
-            return _attributes(self._fs.getattr(parent))
+            return self._attributes(self._fs.getattr(parent))
         if name == b"..":
-            return _attributes(self._fs.getattr(self._fs.parent(parent)))
+            return self._attributes(self._fs.getattr(self._fs.parent(parent)))
         inode = self._fs.lookup(parent, name)
-        return _absent() if inode is None else _attributes(inode)
+        return _absent() if inode is None else self._attributes(inode)
 
     @answers_errno
     async def getattr(self, inode: int, ctx: object = None) -> EntryAttributes:
-        return _attributes(self._fs.getattr(inode))
+        return self._attributes(self._fs.getattr(inode))
 
     @answers_errno
     async def readlink(self, inode: int, ctx: object) -> bytes:
@@ -118,7 +119,7 @@ class Handlers(pyfuse3.Operations):
             listing.as_of = self._fs.now()
         reply = pyfuse3.readdir_reply
         for position, name, inode in self._fs.entries(listing.inode, start_id, as_of=listing.as_of):
-            if not reply(token, name, _attributes(inode), position):
+            if not reply(token, name, self._attributes(inode), position):
                 break
 
     @answers_errno
@@ -151,7 +152,7 @@ class Handlers(pyfuse3.Operations):
         self, parent: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> EntryAttributes:
         self._refuse_changes()
-        return _attributes(
+        return self._attributes(
             await self._fs.make(parent, name, mode & ~ctx.umask, ctx.uid, ctx.gid, rdev=rdev)
         )
 
@@ -161,14 +162,14 @@ class Handlers(pyfuse3.Operations):
     ) -> EntryAttributes:
         self._refuse_changes()
         mode = 0o040000 | (mode & 0o7777 & ~ctx.umask)
-        return _attributes(await self._fs.make(parent, name, mode, ctx.uid, ctx.gid))
+        return self._attributes(await self._fs.make(parent, name, mode, ctx.uid, ctx.gid))
 
     @answers_errno
     async def symlink(
         self, parent: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> EntryAttributes:
         self._refuse_changes()
-        return _attributes(
+        return self._attributes(
             await self._fs.make(parent, name, 0o120777, ctx.uid, ctx.gid, target=target)
         )
 
@@ -177,7 +178,7 @@ class Handlers(pyfuse3.Operations):
         self, inode: int, new_parent: int, new_name: bytes, ctx: object
     ) -> EntryAttributes:
         self._refuse_changes()
-        return _attributes(await self._fs.link(inode, new_parent, new_name))
+        return self._attributes(await self._fs.link(inode, new_parent, new_name))
 
     @answers_errno
     async def create(
@@ -187,7 +188,7 @@ class Handlers(pyfuse3.Operations):
         mode = 0o100000 | (mode & 0o7777 & ~ctx.umask)
         inode = await self._fs.make(parent, name, mode, ctx.uid, ctx.gid)
         await self._fs.open(inode.id)
-        return _file_info(inode.id), _attributes(inode)
+        return _file_info(inode.id), self._attributes(inode)
 
     @answers_errno
     async def unlink(self, parent: int, name: bytes, ctx: object) -> None:
@@ -233,7 +234,7 @@ class Handlers(pyfuse3.Operations):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
             ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
         )
-        return _attributes(await self._fs.setattr(inode, change))
+        return self._attributes(await self._fs.setattr(inode, change))
 
     @answers_errno
     async def getxattr(self, inode: int, name: bytes, ctx: object) -> bytes:
@@ -291,6 +292,25 @@ class Handlers(pyfuse3.Operations):
     async def releasedir(self, fh: int) -> None:
         del self._listings[fh]
 
+    def _attributes(self, inode: Inode) -> EntryAttributes:
+        entry = EntryAttributes()
+        (
+            entry.st_ino, entry.st_mode, entry.st_uid, entry.st_gid, entry.st_rdev, entry.st_nlink,
+            entry.st_size, entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns,
+            entry.st_birthtime_ns,
+        ) = inode  # fmt: skip
+        entry.entry_timeout = entry.attr_timeout = CACHE_SECONDS
+        entry.st_blksize = BLOCK_SIZE
+        entry.st_blocks = (inode.size + 511) >> 9
+        if inode.size > CHUNK_SIZE:  # only then can there be a hole that takes no room
+            data = self._fs.files.chunks_with_data(inode.id) * CHUNK_SIZE
+            if data < inode.size:
+                # Never 0: tar would take the file for one hole, and not ask for what the kernel
+                # still holds back. And the kernel does not see a hole being filled.
+                entry.st_blocks = max(data, BLOCK_SIZE) >> 9
+                entry.attr_timeout = 0.0
+        return entry
+
     def _refuse_changes(self) -> None:
         if self._read_only:
             raise FUSEError(errno.EROFS)
@@ -305,17 +325,4 @@ def _absent() -> EntryAttributes:
     entry = EntryAttributes()
     entry.st_ino = 0
     entry.entry_timeout = CACHE_SECONDS
-    return entry
-
-
-def _attributes(inode: Inode) -> EntryAttributes:
-    entry = EntryAttributes()
-    (
-        entry.st_ino, entry.st_mode, entry.st_uid, entry.st_gid, entry.st_rdev, entry.st_nlink,
-        entry.st_size, entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns,
-        entry.st_birthtime_ns,
-    ) = inode  # fmt: skip
-    entry.entry_timeout = entry.attr_timeout = CACHE_SECONDS
-    entry.st_blksize = BLOCK_SIZE
-    entry.st_blocks = (inode.size + 511) >> 9
     return entry

@@ -19,6 +19,7 @@ from cryptfs.errors import (
     CryptfsError,
     FormatError,
     IntegrityError,
+    LoginNeeded,
     NewerFormat,
     NotAVault,
     ObjectNotFound,
@@ -70,18 +71,18 @@ class Found:
 
     headers: tuple[tuple[int, UnverifiedHeader], ...]
     refused: tuple[CryptfsError, ...]
-    offline: VaultUnreachable | None = None
+    offline: VaultUnreachable | LoginNeeded | None = None
 
 
 async def find_headers(remote: Remote, state_root: Path) -> Found:
     """Reads the headers from the remote, or those that were kept here while it is away.
 
     Raises NotAVault when the place holds none and no commit either, NewerFormat, and
-    VaultUnreachable when nothing is known here.
+    VaultUnreachable or LoginNeeded when nothing is known here.
     """
     try:
         names = [parse_name(info.name) for info in await remote.list(HEADERS)]
-    except VaultUnreachable as error:
+    except (VaultUnreachable, LoginNeeded) as error:
         kept = _kept_headers(remote.url, state_root)
         if not kept:
             raise
@@ -126,8 +127,8 @@ async def unlock(
 
     ``accept_rollback`` takes a header that is older than one that was seen for the newest from
     now on. ``only_look`` does not compare, and remembers nothing.
-    Raises WrongPassword or WrongSecret, IntegrityError when a header was altered,
-    RollbackError when this device has seen a newer one.
+    Raises WrongPassword or WrongSecret, IntegrityError when no header is whole and a published
+    password was given, RollbackError when this device has seen a newer one.
     """
     found = await find_headers(remote, state_root)
     slot: PasswordSlot | None = None
@@ -142,20 +143,33 @@ async def unlock(
             "this recovery key belongs to another vault (its digits are typed right); "
             "check which vault it was written down for"
         )
-    if header is None and found.refused and slot is not None:
-        raise found.refused[0]
-    if header is not None and slot is not None:
-        _require_current(slot, header, state_root)
+    if slot is not None:
+        _require_current(slot, header, found, keys, state_root)
     if not only_look:
         _note(remote, keys, header, state_root, accept_rollback=accept_rollback)
     return Unlocked(key, keys, header)
 
 
-def _require_current(slot: PasswordSlot, header: Header, state_root: Path) -> None:
-    """Raises WrongPassword if the slot comes from a header that was replaced since: whoever
+def _require_current(
+    slot: PasswordSlot, header: Header | None, found: Found, keys: VaultKeys, state_root: Path
+) -> None:
+    """Raises if the slot comes from a header that was replaced since, or may have been: whoever
     holds the remote can bring an old one back, and with it a password that was removed.
+
+    An old header with one byte changed is an old header too: where none is whole, only a
+    password of this device opens, and the digits.
     """
-    if slot not in (*header.slots, *local_slots(state_root, header.vault_id)):
+    if slot in local_slots(state_root, keys.vault_id):
+        return
+    if header is None:
+        if found.refused:
+            raise found.refused[0]
+        raise IntegrityError(
+            "all headers of this vault were altered, and nothing tells whether the password still "
+            "counts; open it with the recovery key (--key-file), see what is wrong with: cryptfs "
+            "check, and make a new header with: cryptfs key add-password"
+        )
+    if slot not in header.slots:
         raise WrongPassword("this password was changed or removed; use the one that replaced it")
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +15,14 @@ import trio
 
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.recovery_key import RecoveryKey
-from cryptfs.errors import OutOfSpace, RollbackError, UsageError, VaultBusy, VaultUnreachable
+from cryptfs.errors import (
+    LoginNeeded,
+    OutOfSpace,
+    RollbackError,
+    UsageError,
+    VaultBusy,
+    VaultUnreachable,
+)
 from cryptfs.format.header import Header, encode_header
 from cryptfs.format.names import header_name, parse_name
 from cryptfs.fs.dirty import DirtyChunks
@@ -27,11 +34,12 @@ from cryptfs.fs.settle import Settler
 from cryptfs.ids import MAX_DEVICE, ClockNs, RandomBytes
 from cryptfs.remote.base import Remote
 from cryptfs.store.content import Content
-from cryptfs.store.database import Database, StateDamaged
+from cryptfs.store.database import Database, StateDamaged, is_damage, unsaved_names
 from cryptfs.store.progress import Progress
 from cryptfs.store.spool import Spool, spool_file
 from cryptfs.store.state import StateFolder, write_atomically
 from cryptfs.store.tree import Tree
+from cryptfs.sync.cache import PackCache
 from cryptfs.sync.packs import Packs
 from cryptfs.sync.publish import Publisher
 from cryptfs.sync.pull import Puller
@@ -43,6 +51,7 @@ _RESERVE_SHARE: Final = 16
 _LEAST_RESERVE: Final = 1 << 20
 _MOST_RESERVE: Final = 64 << 20
 _FRESH_SECONDS: Final = 0.02
+_MOST_NAMED: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +62,8 @@ class Surroundings:
     device_name: str
     clock_ns: ClockNs
     random_bytes: RandomBytes
+    cache_bytes: int | None = None
+    """How much of what is downloaded is kept here; None: as the disk has room."""
 
 
 class Disk:
@@ -105,27 +116,43 @@ class View:
     chunks: ChunkReader
 
 
-def _view(remote: Remote, keys: VaultKeys, state: StateFolder, database: Database) -> View:
+def _view(
+    remote: Remote,
+    keys: VaultKeys,
+    state: StateFolder,
+    database: Database,
+    around: Surroundings,
+) -> View:
     progress = Progress(database)
     content = Content(database, progress)
-    packs = Packs(content, remote, keys, state.spool, state.cache)
+    packs = Packs(content, remote, keys, state.spool, PackCache(state.cache, around.cache_bytes))
     return View(
         remote, keys, state, database, progress, Tree(database, progress), content, packs,
         ChunkReader(content, packs),
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Notices:
+    """What whoever opens a vault is told. The private ones name files: no log may have them."""
+
+    all: list[str] = field(default_factory=list)
+    private: list[str] = field(default_factory=list)
+
+
 class Vault:
     """An opened vault with this device's state locked: read, change, publish, pull."""
 
-    def __init__(self, view: View, spool: Spool, around: Surroundings, notices: list[str]):
+    def __init__(self, view: View, spool: Spool, around: Surroundings, notices: Notices):
         self.view = view
-        self.notices = notices
+        self.notices = notices.all
+        self.private_notices = notices.private
         self.disk = Disk(view.state.path, view.remote)
         self.dirty = DirtyChunks()
         open_counts: dict[int, int] = {}
         self._spool = spool
         spool.on_removed = view.packs.left_spool
+        spool.take_over = view.packs.take_published
         self._sealing = Sealing(view.content, view.progress, spool, self.dirty, view.keys)
         self.settler = Settler(
             view.database, view.progress, view.content, spool, self.dirty, self._sealing,
@@ -139,6 +166,7 @@ class Vault:
             view.tree, files, self.settler, view.progress, around.clock_ns,
             self.disk.free_bytes, open_counts,
         )  # fmt: skip
+        self.settler.before_all = files.restore_stranded
         self.publisher = Publisher(
             view.database, view.progress, view.content, spool, self.settler, view.remote,
             view.keys, device_name=around.device_name, state_key=view.keys.state_database,
@@ -151,13 +179,20 @@ class Vault:
         # A full disk is no reason not to start: reading and deleting must go on. What stays open
         # here is ended by the next publication.
         with suppress(OutOfSpace):
-            self._sealing.end_packs()
+            self._sealing.recover_packs()
+        self.view.packs.cache.remove_leftovers()
         publication = self.view.progress.publication()
         known = set(self._known_files())
         if publication is not None and publication.digest is not None:
             known.add(f"{publication.epoch:010d}.000")
         self._spool.remove_unknown(known.__contains__)
         await self.fs.files.restore_journal()
+        stranded = self.fs.files.stranded
+        if stranded:
+            self.notices.append(
+                f"{stranded} chunks of files that were being changed cannot be read now: what lies "
+                "below their newest bytes is damaged or out of reach; these are kept on this device"
+            )
         self.fs.remove_orphans()
 
     def _known_files(self) -> list[str]:
@@ -169,7 +204,7 @@ class Vault:
         """Brings what others published; goes on with what is here if the remote is away."""
         try:
             pulled = await self.puller.pull(accept_rollback=accept_rollback)
-        except VaultUnreachable as error:
+        except (VaultUnreachable, LoginNeeded) as error:
             if not self.view.progress.published_epoch:
                 raise
             self.notices.append(f"{error}; going on with what is on this device")
@@ -184,6 +219,7 @@ class Vault:
     async def run(self, nursery: trio.Nursery) -> None:
         """Starts what works in the background of a mount."""
         nursery.start_soon(self._sealing.run)
+        await nursery.start(self.view.packs.run)
         await self.fs.run(nursery)
 
     def unpublished_bytes(self) -> int:
@@ -193,7 +229,9 @@ class Vault:
     def has_unpublished(self) -> bool:
         """Whether anything, bytes or names, exists on this device only."""
         progress = self.view.progress
-        return progress.has_changes() or progress.publication() is not None
+        if progress.has_changes() or progress.publication() is not None:
+            return True
+        return self.fs.files.stranded > 0
 
     def close(self) -> None:
         """Gives everything back. What is unsettled is lost: settle first."""
@@ -226,6 +264,13 @@ async def open_vault(
     state.lock(mountpoint)
     try:
         try:
+            try:
+                return await _open_locked(remote, unlocked, around, state, only_look=only_look)
+            except Exception as error:
+                if not is_damage(error):
+                    raise
+                log.warning("%s; reading the whole local state", error)
+            state.suspect_damage()
             return await _open_locked(remote, unlocked, around, state, only_look=only_look)
         except RollbackError as error:
             if not accept_rollback:
@@ -253,11 +298,11 @@ async def _open_locked(
     keys = unlocked.keys
     if unlocked.header is not None:
         keep_header(state, remote.url, unlocked.header, keys)
-    notices: list[str] = []
+    notices = Notices()
     database, is_new = _open_database(state, keys, around, notices)
     try:
         spool = Spool(state.spool, keys, around.random_bytes)
-        vault = Vault(_view(remote, keys, state, database), spool, around, notices)
+        vault = Vault(_view(remote, keys, state, database, around), spool, around, notices)
         await vault.recover()
         await vault.pull(accept_rollback=only_look)
         progress = vault.view.progress
@@ -274,7 +319,7 @@ async def _open_locked(
 
 
 def _open_database(
-    state: StateFolder, keys: VaultKeys, around: Surroundings, notices: list[str]
+    state: StateFolder, keys: VaultKeys, around: Surroundings, notices: Notices
 ) -> tuple[Database, bool]:
     if state.database.exists():
         try:
@@ -282,6 +327,10 @@ def _open_database(
             try:
                 if not database.is_unfinished:
                     database.check_schema()
+                    if state.is_suspect:
+                        log.info("the last mount met damage: reading the whole local state")
+                        database.check_all()
+                        state.trust()
                     return database, False
             except BaseException:
                 database.close()
@@ -290,11 +339,16 @@ def _open_database(
             state.database.unlink()
         except StateDamaged as error:
             waiting = sum(1 for _ in state.spool.iterdir())
+            names = unsaved_names(state.database, keys.state_database, _MOST_NAMED)
             aside = state.move_damaged_aside()
-            notices.append(
+            notices.all.append(
                 f"{error}. It is being rebuilt from the vault; changes that were not published "
                 f"could not be saved ({waiting} packs of them are kept in {aside})"
             )
+            if names:
+                shown = ", ".join(ascii(os.fsdecode(name))[1:-1] for name in names)
+                more = " and perhaps more" if len(names) == _MOST_NAMED else ""
+                notices.private.append(f"not saved, or not as they were last: {shown}{more}")
     return _create_database(state, keys, around), True
 
 
@@ -324,14 +378,33 @@ async def open_view(
         database = Database(state.database, unlocked.keys.state_database, read_only=True)
         try:
             notice = f"the vault is mounted at {holder.mountpoint}: this is its settled state"
-            yield _view(remote, unlocked.keys, state, database), [notice]
+            with noting_damage(state):
+                yield _view(remote, unlocked.keys, state, database, around), [notice]
         finally:
             database.close()
         return
     try:
-        yield vault.view, vault.notices
+        with noting_damage(vault.view.state):
+            yield vault.view, vault.notices + vault.private_notices
     finally:
         vault.close()
+
+
+@contextmanager
+def noting_damage(state: StateFolder) -> Iterator[None]:
+    """The body uses the local state: damage that it meets is StateDamaged, and the next start
+    reads the state as a whole before it trusts it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_damage(error):
+            raise
+        state.suspect_damage()
+        raise StateDamaged(
+            f"the local state {state.database} is damaged ({error}); start again: it is read as a "
+            "whole then, and rebuilt from the vault if it is not sound"
+        ) from error
 
 
 # -- making --------------------------------------------------------------------------------

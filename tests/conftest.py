@@ -44,6 +44,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Work meant for a thread is done at once: every run takes the same steps."""
     monkeypatch.setattr(trio.to_thread, "run_sync", run_here)
+    monkeypatch.setattr("trio._path.run_sync", run_here)  # trio.Path has it under its own name
 
 
 async def run_here(work: Callable[..., Any], *args: object, **_: object) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from dataclasses import replace
 from typing import Final
@@ -10,7 +11,16 @@ import click
 import trio
 
 from cryptfs.cli.asking import SecretSource, open_with, secret_options
-from cryptfs.cli.display import count, printable, progress_bar, say, show, show_json, warn
+from cryptfs.cli.display import (
+    count,
+    json_path,
+    printable,
+    progress_bar,
+    say,
+    show,
+    show_json,
+    warn,
+)
 from cryptfs.cli.examples import examples
 from cryptfs.cli.places import remote_of, surroundings
 from cryptfs.errors import IntegrityError
@@ -38,7 +48,7 @@ def check(place: str, secret: SecretSource, data: bool, as_json: bool) -> int:
     """
     findings = trio.run(_check, place, secret, data)
     if as_json:
-        show_json([_as_json(finding) for finding in findings])
+        show_json([finding_as_json(finding) for finding in findings])
     else:
         _tell(findings, data)
     worst = max((finding.severity for finding in findings), default=Severity.NOTICE)
@@ -80,13 +90,18 @@ def _tell(findings: list[Finding], data: bool) -> None:
         say("All is well: every object is there. With --data every chunk is opened too.")
 
 
-def _as_json(finding: Finding) -> dict[str, object]:
-    return {
+def finding_as_json(finding: Finding) -> dict[str, object]:
+    """The finding as docs/COMMANDS.md describes it."""
+    paths = [json_path(path) for path in finding.files]
+    shown: dict[str, object] = {
         "severity": finding.severity.name.lower(),
         "kind": finding.kind,
         "sentence": finding.sentence,
         "advice": finding.advice,
         "object": finding.object,
-        "files": [path.decode("utf-8", "backslashreplace") for path in finding.files],
+        "files": [path["path"] for path in paths],
         "files_hit": finding.files_hit,
     }
+    if any("path_bytes" in path for path in paths):
+        shown["files_bytes"] = [base64.b64encode(path).decode() for path in finding.files]
+    return shown

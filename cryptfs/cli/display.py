@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 import time
@@ -33,9 +34,13 @@ def show(text: str) -> None:
     click.echo(text)
 
 
-def show_json(value: Any) -> None:
-    """Gives the result to a program."""
-    show(json.dumps(value, indent=2, ensure_ascii=False))
+def show_json(value: Any, indent: int | None = 2) -> None:
+    """Gives the result to a program; without ``indent`` as one line.
+
+    A path of this machine that is not UTF-8 holds lone surrogates; they stay JSON escapes.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    show(text.encode("utf-8", "backslashreplace").decode())
 
 
 def format_size(size_bytes: int) -> str:
@@ -60,9 +65,35 @@ def format_age(then: str, now: float | None = None) -> str:
     return f"{text} (now)" if seconds >= 0 else text
 
 
+def format_duration(seconds: int) -> str:
+    """``1 h 5 min``, ``3 min``, ``20 s``: the two largest units that say something."""
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def head_text(epoch: int, published_at: str, device: str) -> str:
+    """What a vault holds, for who comes new to it: only a person can tell that it went back."""
+    return f"newest epoch: {epoch}, published {format_age(published_at)} by {printable(device)}"
+
+
 def count(number: int, one: str, many: str | None = None) -> str:
     """``1 file``, ``2 files``."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def json_path(path: bytes) -> dict[str, str]:
+    """``path`` for people, and ``path_bytes`` (base64) where that is not the whole truth."""
+    try:
+        return {"path": path.decode()}
+    except UnicodeDecodeError:
+        return {
+            "path": path.decode(errors="replace"),
+            "path_bytes": base64.b64encode(path).decode(),
+        }
 
 
 def printable(text: str) -> str:
@@ -89,6 +120,21 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if not console.is_terminal:
         console.width = 200
     console.print(table)
+
+
+@contextmanager
+def live() -> Iterator[Callable[[str], None]]:
+    """A text that replaces the one before it, on a terminal; elsewhere they follow each other."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal or console.is_dumb_terminal:  # which cannot go back up
+        yield show
+        return
+    with Live(console=console, auto_refresh=False) as screen:
+        yield lambda text: screen.update(Text(text), refresh=True)
 
 
 @contextmanager

@@ -20,13 +20,14 @@ from cryptfs.cli.asking import (
 )
 from cryptfs.cli.display import say, show, show_json
 from cryptfs.cli.examples import examples
-from cryptfs.cli.places import absolute_url, surroundings
+from cryptfs.cli.places import absolute_url, logins, surroundings
 from cryptfs.crypto import recovery_key
 from cryptfs.crypto.password import CHEAPEST, KdfParams, calibrate
 from cryptfs.crypto.recovery_key import LINES, RecoveryKey
 from cryptfs.errors import CryptfsError, UsageError, VaultUnreachable
 from cryptfs.remote.base import Remote
 from cryptfs.remote.location import open_remote
+from cryptfs.remote.stack import Stack
 from cryptfs.unlock import SlotRequest
 from cryptfs.vault import check_vacant, init_vault
 
@@ -76,8 +77,8 @@ def init(
     if not yes:
         require_terminal("a line of the recovery key", "--yes")
     around = surroundings(device_name)
-    remote = open_remote(vault)
-    trio.run(_require_vacant, remote)
+    remote = Stack(open_remote(vault, logins()))
+    trio.run(_require_vacant, Stack(open_remote(vault, logins())))
     _require_writable(around.state_root)
     slot = None
     if not no_password:
@@ -92,9 +93,12 @@ def init(
         _confirm_line(key)
 
     async def make() -> str:
-        unlocked = await init_vault(
-            remote, around, key, slot, slot_is_local=local_password, dedup=not no_dedup
-        )
+        try:
+            unlocked = await init_vault(
+                remote, around, key, slot, slot_is_local=local_password, dedup=not no_dedup
+            )
+        finally:
+            await remote.close()
         return unlocked.keys.vault_id.hex()
 
     try:
@@ -129,9 +133,15 @@ async def _require_vacant(remote: Remote) -> None:
         await check_vacant(remote)
     except VaultUnreachable:
         header = remote.local_path("headers/000001")
-        if header is None or not header.parents[2].is_dir():
+        if header is None:
+            # A cloud that is away fails once more; a folder that is missing there is made.
+            await remote.prepare()
+            await check_vacant(remote)
+        elif not header.parents[2].is_dir():
             raise
-        # Only the folder itself is missing: it will be made.
+        # Otherwise only the folder itself is missing: it will be made.
+    finally:
+        await remote.close()
 
 
 def _require_writable(root: os.PathLike[str]) -> None:

@@ -69,7 +69,7 @@ def list_passwords(place: str, as_json: bool) -> None:
     """Show the passwords of VAULT: when they were made, never what they are."""
     slots = _with_remote(place, _slots)
     if as_json:
-        show_json([_as_json(slot, local) for slot, local in slots])
+        show_json([slot_as_json(slot, local) for slot, local in slots])
         return
     if not slots:
         show("This vault has no password here: only the 64 digits open it.")
@@ -209,11 +209,12 @@ def _shown_id(slot: PasswordSlot, local: bool) -> str:
     return f"local-{slot.slot_id}" if local else str(slot.slot_id)
 
 
-def _as_json(slot: PasswordSlot, local: bool) -> dict[str, object]:
+def slot_as_json(slot: PasswordSlot, local: bool) -> dict[str, object]:
+    """The password's entry in the list, as docs/COMMANDS.md describes it."""
     return {
         "id": _shown_id(slot, local),
         "label": slot.label,
-        "created_at": format_time(slot.created_ns),
+        "created_at": format_time(slot.created_ns) if slot.created_ns else None,
         "memory_kib": slot.params.memory_kib,
         "passes": slot.params.passes,
         "lanes": slot.params.lanes,

@@ -51,7 +51,8 @@ def _version() -> str:
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 1 error, 2 usage, 3 wrong password or key, 4 integrity or "
-    "rollback, 5 offline, 6 login needed, 7 quota or disk full, 8 FUSE not available.",
+    "rollback, 5 offline, 6 login needed, 7 quota or disk full, 8 FUSE not available, "
+    "130 ended by Ctrl-C.",
 )
 @click.version_option(_version(), prog_name="cryptfs", message="%(prog)s %(version)s")
 def cryptfs() -> None:

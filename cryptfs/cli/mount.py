@@ -19,12 +19,15 @@ import click
 import trio
 
 from cryptfs.cli.asking import SecretSource, open_with, secret_options
-from cryptfs.cli.display import say, show_json, warn
+from cryptfs.cli.display import head_text, say, show_json, warn
 from cryptfs.cli.examples import examples
-from cryptfs.cli.places import find_mounted, is_inside, raise_error, surroundings
+from cryptfs.cli.limits import Limits, limit_options, verify_option
+from cryptfs.cli.places import find_mounted, is_inside, logins, raise_error, surroundings
+from cryptfs.cli.sizes import parse_size
 from cryptfs.control import Message, MountRequest
 from cryptfs.errors import CryptfsError, FuseUnavailable, UsageError, VaultBusy
 from cryptfs.remote.location import open_remote
+from cryptfs.remote.stack import Stack
 from cryptfs.store.state import Seen, StateFolder
 from cryptfs.unlock import Unlocked, keep_header
 
@@ -46,7 +49,16 @@ _LARGE_LOG: Final = 1 << 20
 @click.option(
     "--accept-rollback",
     is_flag=True,
-    help="Go on although the vault is behind what this device has seen.",
+    help="The vault went back: begin anew from it, and keep aside what this device had.",
+)
+@limit_options
+@click.option("--allow-metered", is_flag=True, help="Upload by itself on a metered network too.")
+@verify_option
+@click.option(
+    "--cache-size",
+    metavar="SIZE",
+    help="Keep up to SIZE of what is downloaded here (500M, 10G). Default: a tenth of the free "
+    "disk, at most 10G.",
 )
 @click.option("--device-name", metavar="NAME", help="This device's name in the log.")
 @click.option("--json", "as_json", is_flag=True, help="Print the status of the mount as JSON.")
@@ -58,6 +70,10 @@ def mount(
     allow_other: bool,
     foreground: bool,
     accept_rollback: bool,
+    limits: Limits,
+    allow_metered: bool,
+    verify: str | None,
+    cache_size: str | None,
     device_name: str | None,
     as_json: bool,
 ) -> int:
@@ -66,9 +82,10 @@ def mount(
     Returns when DIR can be used; a process in the background serves it until
     "cryptfs umount DIR".
     """
+    cache_bytes = None if cache_size is None else parse_size(cache_size)
     mountpoint = require_mountpoint(directory)
     require_fuse()
-    remote = open_remote(vault)
+    remote = Stack(open_remote(vault, logins()))
     if is_inside(mountpoint, remote):
         raise UsageError(f"{mountpoint} lies inside the vault's own folder; choose another DIR")
     mounted = find_mounted(remote.url)
@@ -98,6 +115,11 @@ def mount(
         allow_other=allow_other,
         accept_rollback=accept_rollback,
         foreground=foreground,
+        verify=verify,
+        limit_up=limits.up or None,
+        limit_down=limits.down or None,
+        allow_metered=allow_metered,
+        cache_bytes=cache_bytes,
     )
     state = StateFolder(around.state_root, unlocked.keys.vault_id)
     _remember(state, remote.url, unlocked)
@@ -106,9 +128,12 @@ def mount(
     for notice in status.pop("notices", []):
         warn(str(notice))
     if as_json:
-        show_json({key: value for key, value in status.items() if key != "ready"})
+        shown = {key: value for key, value in status.items() if key != "ready"}
+        show_json(shown | {"mounted": True})
     else:
         say(f"{remote.url} is mounted at {mountpoint}")
+        if status["published_at"] is not None:
+            say(head_text(status["epoch"], status["published_at"], status["published_by"]))
     if foreground:
         return _stay_with(daemon)
     daemon.returncode = 0  # it lives on: Popen is not to wait for it

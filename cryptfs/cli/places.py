@@ -16,6 +16,7 @@ from cryptfs.errors import CryptfsError, UsageError
 from cryptfs.format.display_text import check_display_text
 from cryptfs.remote.base import Remote
 from cryptfs.remote.location import open_remote
+from cryptfs.remote.stack import Stack, Treatment
 from cryptfs.store.state import StateFolder, known_states
 from cryptfs.vault import Surroundings
 
@@ -32,6 +33,11 @@ def state_root() -> Path:
     # The XDG specification says that a relative path is to be ignored.
     base = Path(xdg) if os.path.isabs(xdg) else Path.home() / ".local" / "state"
     return base / "cryptfs"
+
+
+def logins() -> Path:
+    """The folder of what opens this machine's clouds; nothing in it is part of a vault."""
+    return state_root() / "logins"
 
 
 def device_name(given: str | None = None) -> str:
@@ -54,7 +60,7 @@ def surroundings(name: str | None = None) -> Surroundings:
 
 def absolute_url(vault: str) -> str:
     """The vault's URL in the form that means the same from every folder."""
-    return open_remote(vault).url
+    return open_remote(vault, logins()).url
 
 
 def is_inside(path: str, remote: Remote) -> bool:
@@ -119,7 +125,22 @@ def find_mounted(place: str) -> Mounted | None:
     return None
 
 
-def remote_of(place: str) -> Remote:
+def remote_of(place: str, treatment: Treatment | None = None) -> Remote:
     """The remote of the vault that ``place`` names: its URL, or where it is mounted."""
     mounted = find_mounted(place)
-    return open_remote(mounted.url if mounted is not None and mounted.url else place)
+    url = mounted.url if mounted is not None and mounted.url else place
+    return Stack(open_remote(url, logins()), treatment)
+
+
+def find_state(place: str) -> StateFolder:
+    """This device's state of the vault that is named by its folder, mountpoint or URL."""
+    real = str(Path(place).resolve())
+    url = absolute_url(place)
+    for state in known_states(state_root()):
+        seen, holder = state.seen(), state.holder()
+        names = [seen.url if seen else "", holder.mountpoint if holder else ""]
+        if url in names or real in names:
+            return state
+    raise CryptfsError(
+        f"this device knows no vault at {place}; see all that it knows with: cryptfs status"
+    )

@@ -9,9 +9,19 @@ import click
 import trio
 
 from cryptfs.cli.asking import SecretSource, open_with, secret_options
-from cryptfs.cli.display import count, printable, progress_bar, say, show_json, warn
+from cryptfs.cli.display import (
+    count,
+    head_text,
+    json_path,
+    printable,
+    progress_bar,
+    say,
+    show_json,
+    warn,
+)
 from cryptfs.cli.examples import examples
 from cryptfs.cli.places import is_inside, remote_of, surroundings
+from cryptfs.control import format_time
 from cryptfs.errors import IntegrityError, UsageError
 from cryptfs.remote.base import Remote
 from cryptfs.upkeep.restore import NotRestored, Restored, Step
@@ -72,6 +82,9 @@ async def _restore(
         async with open_view(remote, unlocked, around) as (view, notices):
             for notice in notices:
                 warn(notice)
+            head = view.progress.last_published()
+            if head is not None:
+                say(head_text(head.number, format_time(head.time_ns), head.device_name))
             with progress_bar("Restoring") as on_progress:
 
                 def note(step: Step) -> None:
@@ -109,7 +122,7 @@ def _tell_list(entries: tuple[NotRestored, ...], what: str) -> None:
 
 def _as_json(done: Restored) -> dict[str, object]:
     def entries(of: tuple[NotRestored, ...]) -> list[dict[str, str]]:
-        return [{"path": _lossless(entry.path), "reason": entry.reason} for entry in of]
+        return [json_path(entry.path) | {"reason": entry.reason} for entry in of]
 
     return {
         "restored": done.restored,
@@ -120,7 +133,3 @@ def _as_json(done: Restored) -> dict[str, object]:
         "failed": entries(done.failed),
         "lost_xattrs": done.lost_xattrs,
     }
-
-
-def _lossless(path: bytes) -> str:
-    return path.decode("utf-8", "backslashreplace")

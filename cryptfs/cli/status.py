@@ -2,59 +2,95 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import click
 
-from cryptfs.cli.display import count, format_age, format_size, show, show_json, show_table, warn
+from cryptfs.cli.display import (
+    count,
+    format_age,
+    format_duration,
+    format_size,
+    live,
+    printable,
+    show,
+    show_json,
+    show_table,
+    warn,
+)
 from cryptfs.cli.examples import examples
-from cryptfs.cli.places import Mounted, absolute_url, state_root
+from cryptfs.cli.places import Mounted, find_state, state_root
 from cryptfs.control import Message
 from cryptfs.errors import CryptfsError
 from cryptfs.store.state import Holder, Seen, StateFolder, known_states
+
+_WATCH_SECONDS: Final = 1.0
+_NOTHING: Final = "This device knows no vault yet. Make one with: cryptfs init VAULT"
 
 
 @click.command(
     epilog=examples(
         "cryptfs status ~/private",
         "cryptfs status --json ~/private | jq .unpublished_bytes",
+        "cryptfs status --watch ~/private",
     )
 )
 @click.argument("place", metavar="[DIR|VAULT]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def status(place: str | None, as_json: bool) -> None:
+@click.option(
+    "--watch", is_flag=True, help="Show it every second until Ctrl-C; in JSON a line each."
+)
+def status(place: str | None, as_json: bool, watch: bool) -> None:
     """Show what the vaults of this device are doing; needs no password.
 
     Without an argument, all of them; in JSON a list then, else one object.
     """
-    if place is not None:
-        one = _find(place)
-        if as_json:
-            show_json(one)
-        else:
-            _show_one(one)
+    if watch:
+        _watch(place, as_json)
         return
-    found = [_status_of(state) for state in known_states(state_root()) if state.seen()]
+    found = _look(place)
     if as_json:
         show_json(found)
+    elif isinstance(found, dict):
+        show("\n".join(_lines(found)))
+        if found["problem"]:
+            warn(found["problem"])
     elif found:
         _show_all(found)
     else:
-        show("This device knows no vault yet. Make one with: cryptfs init VAULT")
+        show(_NOTHING)
 
 
-def _find(place: str) -> Message:
-    """The status of the vault that is named by its folder, mountpoint or URL."""
-    real = Path(place).resolve()
-    url = absolute_url(place)
-    for state in known_states(state_root()):
-        seen, holder = state.seen(), state.holder()
-        places = [seen.url if seen else "", holder.mountpoint if holder else ""]
-        if url in places or str(real) in places:
-            return _status_of(state)
-    raise CryptfsError(
-        f"this device knows no vault at {place}; see all that it knows with: cryptfs status"
-    )
+def _look(place: str | None) -> Message | list[Message]:
+    """The status of one vault, or of all."""
+    if place is not None:
+        return _status_of(find_state(place))
+    return [_status_of(state) for state in known_states(state_root()) if state.seen()]
+
+
+def _watch(place: str | None, as_json: bool, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Looks every second until Ctrl-C, which is how this ends and no failure."""
+    try:
+        if as_json:
+            while True:
+                show_json(_look(place), indent=None)
+                sleep(_WATCH_SECONDS)
+        with live() as draw:
+            while True:
+                draw(_text(_look(place)))
+                sleep(_WATCH_SECONDS)
+    except KeyboardInterrupt:
+        return
+
+
+def _text(found: Message | list[Message]) -> str:
+    if isinstance(found, dict):
+        problem = [printable(found["problem"])] if found["problem"] else []
+        return "\n".join([*_lines(found), *problem])
+    return "\n\n".join(map(_text, found)) or _NOTHING
 
 
 def _status_of(state: StateFolder) -> Message:
@@ -65,13 +101,16 @@ def _status_of(state: StateFolder) -> Message:
         try:
             answer = mounted.ask({"do": "status"})
         except CryptfsError as error:
-            return _unmounted(state, seen, holder) | {"problem": str(error)}
+            return unmounted_status(state, seen, holder) | {"problem": str(error)}
         return {key: value for key, value in answer.items() if key != "done"} | {"mounted": True}
-    return _unmounted(state, seen, holder)
+    return unmounted_status(state, seen, holder)
 
 
-def _unmounted(state: StateFolder, seen: Seen, holder: Holder | None) -> Message:
+def unmounted_status(
+    state: StateFolder, seen: Seen | None = None, holder: Holder | None = None
+) -> Message:
     """What can be told without a password; what cannot is None."""
+    seen = seen or state.seen() or Seen("", state.path.name)
     waiting = sum(path.stat().st_size for path in _files(state.spool))
     return {
         "pid": holder.pid if holder else None,
@@ -82,6 +121,7 @@ def _unmounted(state: StateFolder, seen: Seen, holder: Holder | None) -> Message
         "device": None,
         "epoch": None,
         "published_at": None,
+        "published_by": None,
         "dirty_bytes": 0,
         "unpublished_bytes": waiting,
         "unpublished_changes": True if waiting else None,
@@ -90,7 +130,9 @@ def _unmounted(state: StateFolder, seen: Seen, holder: Holder | None) -> Message
         "size_bytes": None,
         "compression_saved_bytes": None,
         "dedup_saved_bytes": None,
+        "state": "paused" if state.is_paused else None,
         "problem": None,
+        "traffic": None,
         "mounted": False,
     }
 
@@ -105,31 +147,46 @@ def _files(folder: Path) -> list[Path]:
 # -- for people ------------------------------------------------------------------------------
 
 
-def _show_one(one: Message) -> None:
-    show(f"vault        {one['vault']}")
-    show(f"mounted at   {one['mountpoint'] or 'not mounted'}")
+def _lines(one: Message) -> Iterator[str]:
+    """What there is to say of a vault, but its problem."""
+    yield f"vault        {one['vault']}"
+    yield f"mounted at   {one['mountpoint'] or 'not mounted'}"
     if not one["mounted"]:
         if one["unpublished_bytes"]:
-            show(f"unpublished  up to {format_size(one['unpublished_bytes'])}")
-        if one["problem"]:
-            warn(one["problem"])
+            yield f"unpublished  up to {format_size(one['unpublished_bytes'])}"
+        if one["state"]:
+            yield f"syncing      {_state(one)}"
         return
-    show(f"process      {one['pid']}{', read-only' if one['read_only'] else ''}")
-    show(f"last epoch   {one['epoch']}, {_published(one)}")
+    yield f"process      {one['pid']}{', read-only' if one['read_only'] else ''}"
+    yield f"last epoch   {one['epoch']}, {_published(one)}"
     entries = count(one["inodes"], "entry", "entries")
-    show(f"content      {entries}, {format_size(one['size_bytes'])}")
-    show(f"dirty        {format_size(one['dirty_bytes'])}")
-    show(f"unpublished  {_unpublished(one)}")
-    if one["uploading"]:
-        upload = one["uploading"]
-        sent, total = upload["sent_bytes"], upload["total_bytes"]
-        show(f"uploading    {format_size(sent)} of {format_size(total)}")
-    show(
+    yield f"content      {entries}, {format_size(one['size_bytes'])}"
+    yield f"dirty        {format_size(one['dirty_bytes'])}"
+    yield f"unpublished  {_unpublished(one)}"
+    yield f"syncing      {_state(one)}"
+    traffic = one["traffic"]
+    yield (
+        f"traffic      {format_size(traffic['sent_bytes'])} up, "
+        f"{format_size(traffic['received_bytes'])} down in "
+        f"{count(traffic['requests'], 'request')} (since the mount)"
+    )
+    yield (
         f"saved        {format_size(one['compression_saved_bytes'])} by compression, "
         f"{format_size(one['dedup_saved_bytes'])} by storing equal content once (on this device)"
     )
-    if one["problem"]:
-        warn(one["problem"])
+
+
+def _state(one: Message) -> str:
+    """What the syncing does, in words."""
+    upload = one["uploading"]
+    if not upload:
+        return str(one["state"])
+    text = f"uploading {format_size(upload['sent_bytes'])} of {format_size(upload['total_bytes'])}"
+    if upload["bytes_per_second"]:
+        text += f", {format_size(upload['bytes_per_second'])}/s"
+    if upload["seconds_left"] is not None:
+        text += f", {format_duration(upload['seconds_left'])} left"
+    return text
 
 
 def _show_all(found: list[Message]) -> None:

@@ -10,36 +10,78 @@ import trio
 from cryptfs.cli.asking import SecretSource, open_with, secret_options
 from cryptfs.cli.display import format_size, progress_bar, say, show_json, warn
 from cryptfs.cli.examples import examples
-from cryptfs.cli.places import Mounted, find_mounted, raise_error, remote_of, surroundings
+from cryptfs.cli.limits import Limits, limit_options
+from cryptfs.cli.places import (
+    Mounted,
+    find_mounted,
+    find_state,
+    raise_error,
+    remote_of,
+    surroundings,
+)
 from cryptfs.control import Message, ask
-from cryptfs.errors import CryptfsError
+from cryptfs.errors import CryptfsError, UsageError
+from cryptfs.remote.stack import Treatment
 from cryptfs.sync.publish import Upload
-from cryptfs.vault import open_vault
+from cryptfs.vault import noting_damage, open_vault
 
 
 @click.command(
     epilog=examples(
         "cryptfs sync ~/private && sudo poweroff",
+        "cryptfs sync --limit-up 2M ~/private    # for this mount, from now on",
+        "cryptfs sync --pause ~/private",
     )
 )
 @click.argument("place", metavar="DIR|VAULT")
 @secret_options
+@click.option("--pause", is_flag=True, help="Publish nothing by itself from now on.")
+@click.option("--resume", is_flag=True, help="End a pause, or a wait for a vault that was away.")
+@limit_options
 @click.option("--json", "as_json", is_flag=True, help="Print the published epoch as JSON.")
-def sync(place: str, secret: SecretSource, as_json: bool) -> None:
+def sync(
+    place: str, secret: SecretSource, pause: bool, resume: bool, limits: Limits, as_json: bool
+) -> None:
     """Publish all changes now, and return when they are in the vault.
 
-    A mounted vault is named by its folder or URL and needs no password.
+    A mounted vault is named by its folder or URL and needs no password. A pause lasts until
+    --resume, over unmounts and restarts; "cryptfs sync DIR" still publishes when it is told to.
     """
+    if pause or resume:
+        if pause and resume:
+            raise UsageError("--pause and --resume make no sense together; give one")
+        if limits or as_json:
+            raise UsageError("--pause and --resume go without --limit-up, --limit-down and --json")
+        _set_paused(place, pause)
+        return
     mounted = find_mounted(place)
     if mounted is not None:
+        if limits:
+            mounted.ask({"do": "limit", "up": limits.up, "down": limits.down})
         flush_kernel(mounted.mountpoint)
-        epoch = publish_mounted(mounted)["epoch"]
+        status = publish_mounted(mounted)
+        epoch, stays_paused = status["epoch"], mounted.state.is_paused
     else:
-        epoch = trio.run(_publish_unmounted, place, secret)
+        epoch = trio.run(_publish_unmounted, place, secret, limits)
+        stays_paused = False
     if as_json:
         show_json({"epoch": epoch})
     else:
         say(f"Everything is published, as epoch {epoch}.")
+    if stays_paused:
+        warn(f"syncing by itself stays paused; end that with: cryptfs sync --resume {place}")
+
+
+def _set_paused(place: str, pause: bool) -> None:
+    """Also for a vault that is not mounted: the next mount finds it so."""
+    mounted = find_mounted(place)
+    if mounted is None:
+        find_state(place).set_paused(pause)
+        text = "it begins with the next mount" if pause else "the next mount syncs by itself again"
+    else:
+        status = mounted.ask({"do": "pause" if pause else "resume"})
+        text = unpublished_text(status)
+    say(f"Syncing {'is paused' if pause else 'goes on'}; {text}.")
 
 
 def flush_kernel(mountpoint: str) -> None:
@@ -64,21 +106,23 @@ def publish_mounted(mounted: Mounted) -> Message:
     return raise_error(answer)
 
 
-async def _publish_unmounted(place: str, secret: SecretSource) -> int:
+async def _publish_unmounted(place: str, secret: SecretSource, limits: Limits) -> int:
     around = surroundings()
-    remote = remote_of(place)
+    treatment = Treatment(limit_up=limits.up or None, limit_down=limits.down or None)
+    remote = remote_of(place, treatment)
     try:
         unlocked = await open_with(remote, secret, around.state_root)
         vault = await open_vault(remote, unlocked, around)
         try:
-            for notice in vault.notices:
+            for notice in vault.notices + vault.private_notices:
                 warn(notice)
             with progress_bar("Publishing") as on_progress:
 
                 def note(upload: Upload) -> None:
                     on_progress(upload.sent_bytes, upload.total_bytes)
 
-                return await vault.publisher.publish(note)
+                with noting_damage(vault.view.state):
+                    return await vault.publisher.publish(note)
         finally:
             vault.close()
     finally:

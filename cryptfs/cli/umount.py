@@ -13,10 +13,12 @@ import click
 
 from cryptfs.cli.display import say, show_json, warn
 from cryptfs.cli.examples import examples
-from cryptfs.cli.places import Mounted, MountFailed, find_mounted, raise_error
+from cryptfs.cli.places import Mounted, MountFailed, find_mounted, raise_error, state_root
+from cryptfs.cli.status import unmounted_status
 from cryptfs.cli.sync import flush_kernel, publish_mounted, unpublished_text
 from cryptfs.control import Message, conversation
 from cryptfs.errors import CryptfsError, FuseUnavailable
+from cryptfs.store.state import known_states
 
 _END_SECONDS: Final = 10.0
 
@@ -33,21 +35,29 @@ _END_SECONDS: Final = 10.0
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the last status as JSON.")
 def umount(directory: str, now: bool, as_json: bool) -> None:
-    """Publish all changes of the vault mounted at DIR, and unmount it."""
+    """Publish all changes of the vault mounted at DIR, and unmount it.
+
+    While syncing is paused nothing is published: it says what is on this device only.
+    """
     mounted = find_mounted(directory)
     if mounted is None:
-        _clear_stale(directory)
+        was = _clear_stale(directory)
+        if as_json:
+            show_json(was)
         return
     flush_kernel(mounted.mountpoint)
-    if not now:
+    paused = mounted.state.is_paused
+    if not now and not paused:
         _publish(mounted)
-    status = _leave(mounted, publish=not now)
+    status = _leave(mounted, publish=not now and not paused)
     _wait_for_end(mounted)
     if as_json:
         show_json(status | {"mounted": False})
         return
     text = unpublished_text(status)
     say(f"{mounted.mountpoint} is unmounted; {text}.")
+    if paused:
+        say(f"Syncing is paused; end that with: cryptfs sync --resume {mounted.url}")
     if status.get("unpublished_changes"):
         say(f"To publish it later: cryptfs sync {mounted.url}")
 
@@ -107,8 +117,11 @@ def _wait_for_end(mounted: Mounted) -> None:
         time.sleep(0.02)
 
 
-def _clear_stale(directory: str) -> None:
-    """Takes a mount away whose process died; anything else at DIR is not ours."""
+def _clear_stale(directory: str) -> Message:
+    """Takes a mount away whose process died; anything else at DIR is not ours.
+
+    Returns the status of the vault that was mounted there, as far as it is known.
+    """
     path = os.path.realpath(directory)
     try:
         os.statvfs(path)  # stat may be answered from the kernel's cache
@@ -119,6 +132,9 @@ def _clear_stale(directory: str) -> None:
                 f"{path} is cleared: the process behind it was gone. What was settled is kept, "
                 "and is published after the next mount."
             )
-            return
+            for state in known_states(state_root()):
+                if state.last_holder().mountpoint == path:
+                    return unmounted_status(state)
+            return {"mounted": False}  # mounted with another CRYPTFS_STATE_DIR
         raise CryptfsError(f"{path}: {error.strerror}") from error
     raise CryptfsError(f"no vault is mounted at {path}")

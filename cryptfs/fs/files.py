@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import trio
 
-from cryptfs.errors import OutOfSpace
+from cryptfs.errors import IntegrityError, ObjectNotFound, OutOfSpace
 from cryptfs.fs.dirty import DirtyChunk, DirtyChunks
 from cryptfs.fs.reader import ChunkReader
 from cryptfs.fs.sealing import Sealing
@@ -23,6 +25,18 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 _TRACKED_READERS: Final = 1024
 _OUT_OF_ORDER: Final = 16
 _AHEAD_EVERY: Final = 8
+_FETCH_EVERY: Final = 32
+
+
+@dataclass(slots=True)
+class _Stranded:
+    """A journaled chunk whose sealed bytes below cannot be had now. They alone are no content:
+    nothing is read from the chunk before it was restored.
+    """
+
+    slot: int
+    is_lost: bool = False
+    """Whether the bytes are damaged or gone, and not just out of reach."""
 
 
 class Files:
@@ -46,6 +60,7 @@ class Files:
         self._clock_ns = clock_ns
         self._free_bytes = free_bytes
         self._read_up_to: dict[int, int] = {}
+        self._stranded: dict[int, dict[int, _Stranded]] = {}  # by inode and index
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -58,6 +73,8 @@ class Files:
         if length <= 0:
             return b""
         first, last = offset // CHUNK_SIZE, (offset + length - 1) // CHUNK_SIZE
+        if inode in self._stranded:
+            await self._restore_between(inode, first, last)
         # What is dirty now is picked up now: it may be sealed, and gone from here, while the
         # rest is loaded.
         contents: dict[int, Buffer] = {
@@ -83,6 +100,14 @@ class Files:
             answer[at : at + len(piece)] = piece
         return answer
 
+    def chunks_with_data(self, inode: int) -> int:
+        """Returns how many chunks of the file are no holes, those that are not sealed yet too."""
+        sealed = self._content.count_extents(inode)
+        dirty = self._dirty.of(inode)
+        if not dirty:
+            return sealed
+        return sealed + sum(not self._content.has_extent(inode, idx) for idx in dirty)
+
     def _keep_for_next(self, ref: ChunkRef | None, loaded: dict[int, bytes]) -> None:
         """Keeps a chunk that was read in part: the next small read wants it too."""
         if ref is not None and ref.id in loaded:
@@ -98,6 +123,8 @@ class Files:
         goes_on = expected - _OUT_OF_ORDER <= first <= expected + _OUT_OF_ORDER
         if goes_on and last in refs and last // _AHEAD_EVERY != expected // _AHEAD_EVERY:
             self._reader.read_ahead(refs[last])
+            if expected >= 0 and last // _FETCH_EVERY != expected // _FETCH_EVERY:
+                self._reader.fetch_ahead(inode, last)
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -113,7 +140,7 @@ class Files:
         if end > MAX_ID:
             raise OSError(errno.EFBIG, "file too large")
         if self._free_bytes() < len(data) + self._dirty.size_bytes:
-            self._sealing.wants_room = True
+            self.want_room()
             raise OSError(errno.ENOSPC, "no room for more")
         view = memoryview(data)
         while True:
@@ -132,6 +159,8 @@ class Files:
             chunk = self._dirty.of(inode).get(idx)
             if chunk is None:
                 chunk = DirtyChunk(inode, idx)
+                if self._stranded:
+                    chunk.slot = self._take_stranded(inode, idx)
                 self._dirty.add(chunk)
             self._dirty.put(chunk, start, piece, now)
             if chunk.is_complete:
@@ -146,6 +175,13 @@ class Files:
         Returns whether it had to wait; then everything may have changed meanwhile.
         """
         first, last = offset // CHUNK_SIZE, (end - 1) // CHUNK_SIZE
+        if inode in self._stranded:
+            # Those that are overwritten whole are not needed any more.
+            whole_first, whole_last = -(-offset // CHUNK_SIZE), end // CHUNK_SIZE - 1
+            before = await self._restore_between(inode, first, min(last, whole_first - 1))
+            behind = await self._restore_between(inode, max(first, whole_last + 1), last)
+            if before or behind:
+                return True
         partial = {idx for idx in (first, last) if idx not in self._dirty.of(inode)}
         if offset % CHUNK_SIZE == 0 and end >= (first + 1) * CHUNK_SIZE:
             partial.discard(first)
@@ -189,6 +225,8 @@ class Files:
             if size >= row.size:
                 return
             idx, length = divmod(size, CHUNK_SIZE)
+            if length and await self._restore_between(inode, idx, idx):
+                continue
             if length and idx not in self._dirty.of(inode):
                 ref = self._content.extents(inode, idx, idx).get(idx)
                 if ref is not None and ref.place.plain > length:
@@ -203,6 +241,10 @@ class Files:
             self._drop_journal(chunk)
         self._drop_dirty(inode, first_gone)
         self._content.remove_extents(inode, first_gone)
+
+    def want_room(self) -> None:
+        """Somebody was refused for want of room."""
+        self._sealing.want_room()
 
     def closed(self, inode: int) -> None:
         """Nobody has the file open any more: what is dirty of it may be sealed soon."""
@@ -221,28 +263,86 @@ class Files:
         for chunk in [c for c in self._dirty.of(inode).values() if c.idx >= first_idx]:
             self._drop_journal(chunk)
             self._dirty.remove(chunk)
+        for idx in [idx for idx in self._stranded.get(inode, ()) if idx >= first_idx]:
+            slot = self._take_stranded(inode, idx)
+            if slot is not None:
+                self._content.drop_journal(slot)
 
     def _drop_journal(self, chunk: DirtyChunk) -> None:
         if chunk.slot is not None:
             self._content.drop_journal(chunk.slot)
             chunk.slot = None
 
+    # -- after a start ---------------------------------------------------------------------
+
+    @property
+    def stranded(self) -> int:
+        """How many journaled chunks wait for the sealed bytes below them."""
+        return sum(map(len, self._stranded.values()))
+
     async def restore_journal(self) -> None:
         """Makes the chunks that the journal holds pages of dirty again, after a start.
 
-        Raises why when the sealed bytes below them cannot be had.
+        Where the sealed bytes below cannot be had, the pages stay in the journal, reading there
+        gives EIO, and each access tries again.
         """
         for slot, inode, idx in self._content.journaled():
-            ref = self._content.extents(inode, idx, idx).get(idx)
-            try:
-                content = b"" if ref is None else (await self._reader.load([ref]))[ref.id]
-            except OSError as error:
-                raise error.__cause__ or error from error
-            chunk = DirtyChunk(inode, idx, content)
-            chunk.overlay(self._content.pages(slot))
-            chunk.slot = slot
-            chunk.touched = trio.current_time()
-            self._dirty.add(chunk)
+            self._stranded.setdefault(inode, {})[idx] = _Stranded(slot)
+            self._note_unpublished(inode, idx)
+        await self.restore_stranded()
+
+    async def restore_stranded(self) -> None:
+        """Tries again to restore what was out of reach."""
+        for inode, chunks in list(self._stranded.items()):
+            for idx, stranded in list(chunks.items()):
+                if not stranded.is_lost:
+                    # Noted where it was read; whoever accesses the file is told.
+                    with suppress(OSError):
+                        await self._restore(inode, idx)
+
+    async def _restore_between(self, inode: int, first: int, last: int) -> bool:
+        """Restores what is stranded from index ``first`` to ``last``; whether anything was.
+
+        Raises OSError(EIO) when the sealed bytes below cannot be had.
+        """
+        waiting = [idx for idx in self._stranded.get(inode, ()) if first <= idx <= last]
+        for idx in waiting:
+            await self._restore(inode, idx)
+        return bool(waiting)
+
+    async def _restore(self, inode: int, idx: int) -> None:
+        stranded = self._stranded[inode][idx]
+        ref = self._content.extents(inode, idx, idx).get(idx)
+        try:
+            content = b"" if ref is None else (await self._reader.load([ref]))[ref.id]
+        except OSError as error:
+            stranded.is_lost = isinstance(error.__cause__, (IntegrityError, ObjectNotFound))
+            raise
+        await self._gate.passage()
+        if self._stranded.get(inode, {}).get(idx) is not stranded:
+            return  # meanwhile another request restored, overwrote or dropped it
+        self._note_unpublished(inode, idx)
+        chunk = DirtyChunk(inode, idx, content)
+        chunk.overlay(self._content.pages(stranded.slot))
+        chunk.slot = self._take_stranded(inode, idx)
+        chunk.touched = trio.current_time()
+        self._dirty.add(chunk)
+
+    def _note_unpublished(self, inode: int, idx: int) -> None:
+        """Makes a journaled chunk a change of the open epoch, though its inode may have been
+        published without it: what others publish must not slip in below its pages.
+        """
+        ref = self._content.extents(inode, idx, idx).get(idx)
+        if ref is not None:
+            self._content.put_extent(inode, idx, ref.id)
+
+    def _take_stranded(self, inode: int, idx: int) -> int | None:
+        """Returns the slot of a stranded chunk, which then is stranded no more."""
+        chunks = self._stranded.get(inode)
+        stranded = None if chunks is None else chunks.pop(idx, None)
+        if not chunks:
+            self._stranded.pop(inode, None)
+        return None if stranded is None else stranded.slot
 
 
 def _slice(content: Buffer, start: int, length: int) -> Buffer:

@@ -454,6 +454,7 @@ class Filesystem:
 
     def _check_room(self, size_bytes: int) -> None:
         if self._free_bytes() < size_bytes:
+            self.files.want_room()
             raise OSError(errno.ENOSPC, "no room for more")
 
 

@@ -11,19 +11,29 @@ import errno
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Protocol
 
 import trio
 
+from cryptfs.concurrency import open_nursery
 from cryptfs.crypto.seal import ObjectOpener
-from cryptfs.errors import CryptfsError, IntegrityError
-from cryptfs.format.pack import open_chunk
+from cryptfs.errors import (
+    CryptfsError,
+    IntegrityError,
+    LoginNeeded,
+    ObjectNotFound,
+    VaultUnreachable,
+)
+from cryptfs.format.pack import ChunkPlace, open_chunk
 from cryptfs.store.content import ChunkRef, Content
 
 log = logging.getLogger(__name__)
 
 AHEAD_BYTES: Final = 4 << 20
+AHEAD_CHUNKS: Final = 128
+"""How far ahead packs are fetched from a distance: about one full pack."""
+
 KEPT_CHUNKS: Final = 64
 """Open chunks kept in memory: 8 MiB, for small reads at random."""
 
@@ -50,8 +60,27 @@ class PackSource(Protocol):
     def local(self, pack: int) -> OpenPack | None:
         """Returns the pack if it lies on this machine."""
 
-    async def fetch(self, pack: int) -> OpenPack:
-        """Brings the pack here. Raises VaultUnreachable, IntegrityError, ObjectNotFound."""
+    @property
+    def is_far(self) -> bool:
+        """Whether packs have to be fetched, so that fetching them early is worth something."""
+
+    async def load(self, pack: int, places: Sequence[ChunkPlace]) -> dict[int, bytes]:
+        """Returns chunks of a pack that does not lie here, opened, by piece.
+
+        Raises VaultUnreachable, LoginNeeded, IntegrityError, ObjectNotFound, and does not keep
+        its caller waiting for a remote that is away.
+        """
+
+    async def mend(
+        self, pack: int, damaged: OpenPack, places: Sequence[ChunkPlace]
+    ) -> dict[int, bytes]:
+        """Returns chunks that are damaged in ``damaged`` from a better copy of the pack.
+
+        Raises as ``load``, and IntegrityError where there is none.
+        """
+
+    def prefetch(self, packs: Iterable[int]) -> None:
+        """Has packs come that will be read soon. Does not wait."""
 
 
 class ChunkReader:
@@ -91,6 +120,12 @@ class ChunkReader:
             end = chunk.place.offset + chunk.place.stored
             os.posix_fadvise(pack.fd, end, AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
 
+    def fetch_ahead(self, inode: int, after_idx: int) -> None:
+        """Has the next packs of a file come that is read from front to back. Does not wait."""
+        if self._packs.is_far:
+            first = after_idx + 1
+            self._packs.prefetch(self._content.packs_of(inode, first, first + AHEAD_CHUNKS))
+
     def _open_at_once(self, chunk: ChunkRef) -> bytes | None:
         """Opens a chunk whose bytes are in the page cache; None if that would have to wait."""
         pack = self._local(chunk)
@@ -102,15 +137,12 @@ class ChunkReader:
             length = os.preadv(pack.fd, [sealed], place.offset, os.RWF_NOWAIT)
         except OSError:  # not cached, or the filesystem does not know the flag
             return None
-        return self._open(chunk, pack, sealed) if length == place.stored else None
-
-    def _open(self, chunk: ChunkRef, pack: OpenPack, sealed: bytes | bytearray) -> bytes:
+        if length != place.stored:
+            return None
         try:
-            if len(sealed) < chunk.place.stored:
-                raise IntegrityError("the pack ends before the chunk does")
-            return open_chunk(pack.opener, chunk.place, sealed)
-        except IntegrityError as error:
-            raise self._unreadable(chunk, error) from error
+            return open_chunk(pack.opener, place, sealed)
+        except IntegrityError:
+            return None  # found out again below, where a better copy may be had
 
     def _local(self, chunk: ChunkRef) -> OpenPack | None:
         try:
@@ -119,33 +151,85 @@ class ChunkReader:
             raise self._unreadable(chunk, error) from error
 
     async def _open_all(self, chunks: Sequence[ChunkRef]) -> dict[int, bytes]:
-        """Reads in one worker thread what has to come from a disk, fetched before if need be."""
-        packs: list[OpenPack] = []
+        """Opens what has to come from a disk or from the remote."""
+        here: list[tuple[ChunkRef, OpenPack]] = []
+        far: dict[int, list[ChunkRef]] = {}
         for chunk in chunks:
             pack = self._local(chunk)
             if pack is None:
-                try:
-                    pack = await self._packs.fetch(chunk.pack)
-                except (CryptfsError, OSError) as error:
-                    raise self._unreadable(chunk, error) from error
-            packs.append(pack)
+                far.setdefault(chunk.pack, []).append(chunk)
+            else:
+                here.append((chunk, pack))
+        found = await self._open_here(here) if here else {}
+        if len(far) == 1:
+            for wanted in far.values():
+                found.update(await self._load(wanted))
+        elif far:
+
+            async def load(wanted: list[ChunkRef]) -> None:
+                found.update(await self._load(wanted))
+
+            async with open_nursery() as nursery:
+                for wanted in far.values():
+                    nursery.start_soon(load, wanted)
+        return found
+
+    async def _open_here(self, chunks: list[tuple[ChunkRef, OpenPack]]) -> dict[int, bytes]:
+        """Reads in one worker thread what lies on a disk."""
 
         def read_all() -> list[bytes]:
             return [
-                os.pread(pack.fd, chunk.place.stored, chunk.place.offset)
-                for chunk, pack in zip(chunks, packs, strict=True)
+                os.pread(pack.fd, chunk.place.stored, chunk.place.offset) for chunk, pack in chunks
             ]
 
         try:
             sealed = await trio.to_thread.run_sync(read_all)
         except OSError as error:
+            raise self._unreadable(chunks[0][0], error) from error
+        found: dict[int, bytes] = {}
+        failure: OSError | None = None
+        for (chunk, pack), data in zip(chunks, sealed, strict=True):
+            try:
+                found[chunk.id] = open_chunk(pack.opener, chunk.place, data)
+            except IntegrityError:
+                try:
+                    found[chunk.id] = await self._mend(chunk, pack)
+                except OSError as error:
+                    failure = failure or error  # the others are looked at, to be noted too
+        if failure is not None:
+            raise failure
+        return found
+
+    async def _load(self, chunks: list[ChunkRef]) -> dict[int, bytes]:
+        """Has chunks of one pack come from the remote."""
+        places = [chunk.place for chunk in chunks]
+        try:
+            loaded = await self._packs.load(chunks[0].pack, places)
+        except (CryptfsError, OSError) as error:
+            if isinstance(error, IntegrityError):  # it may be any of them
+                for chunk in chunks:
+                    self._content.distrust(chunk.id)
             raise self._unreadable(chunks[0], error) from error
-        return {
-            chunk.id: self._open(chunk, pack, data)
-            for chunk, pack, data in zip(chunks, packs, sealed, strict=True)
-        }
+        return {chunk.id: loaded[chunk.place.piece] for chunk in chunks}
+
+    async def _mend(self, chunk: ChunkRef, damaged: OpenPack) -> bytes:
+        try:
+            mended = await self._packs.mend(chunk.pack, damaged, [chunk.place])
+        except (CryptfsError, OSError) as error:
+            raise self._unreadable(chunk, error) from error
+        return mended[chunk.place.piece]
 
     def _unreadable(self, chunk: ChunkRef, error: Exception) -> OSError:
+        """Notes what cannot be read; returns what whoever reads is told."""
         name = self._content.pack_object_name(chunk.pack)
-        log.error("cannot read chunk %d of %s: %s", chunk.place.piece, name, error)
+        if isinstance(error, (VaultUnreachable, LoginNeeded)):
+            # One line for all of them comes from whoever asks the remote.
+            log.debug("cannot read chunk %d of %s: %s", chunk.place.piece, name, error)
+        else:
+            log.error("cannot read chunk %d of %s: %s", chunk.place.piece, name, error)
+        # Equal bytes that are written from now on must not lead here.
+        if isinstance(error, IntegrityError):
+            self._content.distrust(chunk.id)
+        elif isinstance(error, ObjectNotFound):
+            self._content.distrust_pack(chunk.pack)
         return OSError(errno.EIO, "damaged or out of reach")

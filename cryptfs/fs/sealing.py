@@ -6,6 +6,7 @@ sealed bytes go to the disk stays dirty, and the sealed piece is dead bytes.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from contextlib import suppress
 from typing import Final
@@ -15,11 +16,14 @@ import trio
 from cryptfs.crypto.chunk_id import chunk_id
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.errors import CryptfsError, OutOfSpace
+from cryptfs.format.sizes import padded_size
 from cryptfs.fs.dirty import DirtyChunk, DirtyChunks
 from cryptfs.ids import CHUNK_SIZE
 from cryptfs.store.content import Content
 from cryptfs.store.progress import Progress
-from cryptfs.store.spool import Appended, Spool
+from cryptfs.store.spool import Appended, Spool, spool_file
+
+log = logging.getLogger(__name__)
 
 BATCH_BYTES: Final = 2 << 20
 """Sealed at once, in about a millisecond; then everybody else has a turn."""
@@ -55,8 +59,8 @@ class Sealing:
         self._wake = trio.Event()
         self._room = trio.Event()
         self._full: OutOfSpace | None = None
-        self.wants_room = False
-        """Set once somebody was refused for want of room: from then on settles drop dead packs."""
+        self._wants_room = False
+        self._look_for_room = False
         self._dead: list[bytes] = []
         self._stopped: CryptfsError | None = None
         self._pack_ids: dict[bytes, int] = {}  # packs that this process fills or filled
@@ -180,7 +184,7 @@ class Sealing:
                 appended = placed
             except OutOfSpace as error:
                 self._full = error
-                self.wants_room = True
+                self.want_room()
                 self._room.set()
                 raise
             finally:
@@ -214,6 +218,7 @@ class Sealing:
         """Records the sizes of the packs that ended."""
         for ended in self._spool.take_ended():
             id = self._pack_ids.pop(ended.name, None)
+            self._look_for_room = True  # while it was filling it could not go
             if id is None:
                 self._spool.remove(ended.name)
             elif ended.size:
@@ -237,12 +242,54 @@ class Sealing:
                 self._content.forget_pack(pack.id)
                 self._spool.remove(pack.name)
 
+    def recover_packs(self) -> None:
+        """Ends the packs that a dead process left, and notes those whose file is gone.
+
+        A pack that is gone costs the files in it and nothing else. It stays among those that
+        wait for upload: put back, its file is ended here at the next start, and published.
+        Raises OutOfSpace; what stays open is ended by the next publication.
+        """
+        for pack in self._content.spooled_packs():
+            there = self._spool.size_of(pack.name)
+            if pack.size and there == pack.size:
+                continue
+            end = self._content.pack_end(pack.id)
+            if not end:
+                self._content.forget_pack(pack.id)
+                self._spool.remove(pack.name)
+                continue
+            size = pack.size or padded_size(end)
+            if there is None:
+                log.error(
+                    "%s is gone, and with it bytes that were not published yet; put it back "
+                    "and mount again, or write these files anew",
+                    spool_file(self._spool.folder, pack.name),
+                )
+                self._content.distrust_pack(pack.id)
+            else:
+                self._spool.finish(pack.name, end, size)
+            if not pack.size:
+                self._content.close_pack(pack.id, size)
+
+    def want_room(self) -> None:
+        """Somebody was refused for want of room: from now on settles drop dead packs."""
+        self._wants_room = self._look_for_room = True
+
+    @property
+    def has_room_to_give(self) -> bool:
+        """Whether packs may have died since a settle looked for them, and somebody wants room.
+
+        To look costs a walk over all that is unpublished: too much for every fsync.
+        """
+        return self._wants_room and (self._look_for_room or self._content.freed)
+
     def forget_dead_packs(self) -> None:
         """Takes packs whose every file is gone, and that were never published, out of the rows.
 
         Runs with ``lock`` held: a chunk that is just being placed is needed. The pack's file has
         to outlive the commit, for until then the rows on the disk lead to it.
         """
+        self._look_for_room = self._content.freed = False
         for pack in self._content.dead_packs():
             if pack.name not in self._pack_ids:  # else it is filling
                 self._content.forget_pack(pack.id)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final, NoReturn
 
@@ -89,6 +89,8 @@ class Settler:
         is_open: Callable[[int], bool],
     ):
         self.gate = Gate()
+        self.before_all: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+        """Awaited before everything is sealed: for what could not be restored so far."""
         self._database = database
         self._progress = progress
         self._content = content
@@ -106,9 +108,11 @@ class Settler:
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing changed since the last settle."""
+        """Whether nothing changed since the last settle, and no room is to be given back."""
         unsettled = any(chunk.unsettled for chunk in self._dirty) or not self._log_synced
-        return not unsettled and self._settled_changes == self._database.connection.total_changes()
+        if unsettled or self._sealing.has_room_to_give:
+            return False
+        return self._settled_changes == self._database.connection.total_changes()
 
     async def settle(self) -> None:
         """Makes durable everything that was handed over before this call.
@@ -133,6 +137,7 @@ class Settler:
         """Settles with every chunk sealed and every pack ended, and calls ``at_the_instant``
         just before the commit: what it writes is part of the picture.
         """
+        await self.before_all()
         async with holding(self._lock):
             self._refuse_if_broken()
             await self._preseal()
@@ -164,7 +169,7 @@ class Settler:
                     self._journal()
                 if self._spool.has_unsynced:
                     await self._sync_spool()
-                if self._sealing.wants_room:
+                if self._sealing.has_room_to_give:
                     self._sealing.forget_dead_packs()
                 yield
                 self._progress.save()

@@ -18,13 +18,12 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-import httpx
 import trio
 
 from cryptfs.errors import TemporaryFailure
@@ -39,7 +38,7 @@ from cryptfs.remote.gdrive_wire import (
     failure,
     parse_file,
 )
-from cryptfs.remote.http import BLOCK, read_block
+from cryptfs.remote.http import BLOCK, Upload, read_block
 
 SMALL: Final = 5_000_000
 """Most bytes for which Google recommends one request without a session."""
@@ -73,33 +72,6 @@ def fingerprint(source: Source) -> Fingerprint:
             digest.update(block)
             size += len(block)
     return Fingerprint(size, digest.hexdigest())
-
-
-class Rest(httpx.AsyncByteStream):
-    """A source from ``offset`` on, as the body of a request; begins there each time it is read.
-
-    Not a generator, and no file stays open: a request that ends early leaves nothing to close.
-    """
-
-    def __init__(self, source: Source, offset: int) -> None:
-        self._source = source
-        self._offset = offset
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return _Blocks(self._source, self._offset)
-
-
-class _Blocks(AsyncIterator[bytes]):
-    def __init__(self, source: Source, offset: int) -> None:
-        self._source = source
-        self._offset = offset
-
-    async def __anext__(self) -> bytes:
-        block = await read_block(self._source, self._offset, BLOCK)
-        if not block:
-            raise StopAsyncIteration
-        self._offset += len(block)
-        return block
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +214,7 @@ class Uploads:
             "PUT",
             session.uri,
             headers=headers,
-            body=b"" if offset is None else Rest(source, offset),
+            body=b"" if offset is None else Upload(source, offset),
             expect=DEAD | {308, 409},
         )
         if answer.status not in DONE | DEAD | {308, 409}:

@@ -141,17 +141,6 @@ def size_of(source: Source) -> int:
     return source.stat().st_size if isinstance(source, Path) else len(source)
 
 
-async def blocks_of(source: Source, offset: int = 0) -> AsyncIterator[bytes]:
-    """Yields a source's bytes from ``offset`` on, a block at a time."""
-    if not isinstance(source, Path):
-        yield bytes(source[offset:])
-        return
-    async with await trio.open_file(source, "rb") as file:
-        await file.seek(offset)
-        while block := await file.read(BLOCK):
-            yield block
-
-
 async def finish(response: httpx.Response) -> None:
     """Reads what is left of a streamed answer, if it is little.
 
@@ -168,24 +157,25 @@ async def finish(response: httpx.Response) -> None:
 
 
 class Upload(httpx.AsyncByteStream):
-    """A source as the body of a request, a block at a time.
+    """A source from ``offset`` on as the body of a request, a block at a time.
 
     For ``request.stream``. Not a generator, and no file stays open: a request that is cancelled
     or refused in the middle leaves nothing behind that somebody would have to close. Blocks are
     small because the time limit is for one of them.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, offset: int = 0) -> None:
         self._source = source
+        self._offset = offset
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return _Blocks(self._source)
+        return _Blocks(self._source, self._offset)
 
 
 class _Blocks(AsyncIterator[bytes]):
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, offset: int) -> None:
         self._source = source
-        self._offset = 0
+        self._offset = offset
 
     async def __anext__(self) -> bytes:
         block = await read_block(self._source, self._offset, BLOCK)

@@ -14,6 +14,8 @@ from cryptfs.store.progress import Progress
 PAGE_SIZE: Final = 4096
 PAGES_IN_CHUNK: Final = CHUNK_SIZE // PAGE_SIZE
 
+_COUNTED_FILES: Final = 1024
+
 
 class ChunkRef(NamedTuple):
     """A sealed chunk and where it lies."""
@@ -34,7 +36,11 @@ class Content:
     def __init__(self, database: Database, progress: Progress):
         self._execute = database.execute
         self._many = database.many
+        self._read_only = database.read_only
         self._progress = progress
+        self.freed = True
+        """Set whenever an extent goes; whoever looks for dead packs resets it."""
+        self._counts: dict[int, int] = {}  # of extents, by inode, as far as somebody asked
 
     # -- extents ---------------------------------------------------------------------------
 
@@ -50,7 +56,31 @@ class Content:
             )
         }
 
+    def has_extent(self, inode: int, idx: int) -> bool:
+        return (
+            self._execute(
+                "SELECT 1 FROM extent WHERE inode = ? AND idx = ?", (inode, idx)
+            ).fetchone()
+            is not None
+        )
+
+    def count_extents(self, inode: int) -> int:
+        """Returns how many chunks of the file are no holes.
+
+        Counted once and then kept: a database of many gigabytes is asked after every fsync.
+        """
+        count = self._counts.get(inode)
+        if count is None:
+            row = self._execute("SELECT count(*) FROM extent WHERE inode = ?", (inode,)).fetchone()
+            assert row is not None
+            if len(self._counts) >= _COUNTED_FILES:
+                self._counts.clear()
+            count = self._counts[inode] = int(row[0])
+        return count
+
     def put_extent(self, inode: int, idx: int, chunk: int) -> None:
+        if inode in self._counts and not self.has_extent(inode, idx):
+            self._counts[inode] += 1
         self._execute(
             "INSERT INTO extent VALUES (?, ?, ?, ?) ON CONFLICT (inode, idx) "
             "DO UPDATE SET chunk = excluded.chunk, since = excluded.since",
@@ -59,6 +89,8 @@ class Content:
 
     def remove_extents(self, inode: int, first: int = 0, last: int | None = None) -> None:
         """Makes holes from index ``first`` to ``last``, or to the end of the file."""
+        self.freed = True
+        self._counts.pop(inode, None)
         if last is None:
             self._execute("DELETE FROM extent WHERE inode = ? AND idx >= ?", (inode, first))
         else:
@@ -71,6 +103,31 @@ class Content:
     def chunk_of_digest(self, digest: bytes) -> int | None:
         row = self._execute("SELECT id FROM chunk WHERE digest = ?", (digest,)).fetchone()
         return None if row is None else row[0]
+
+    def distrust(self, chunk: int) -> None:
+        """Never again takes this chunk for what equal bytes are stored in: it is damaged."""
+        if not self._read_only:
+            self._execute(
+                "UPDATE chunk SET digest = NULL WHERE id = ? AND digest IS NOT NULL", (chunk,)
+            )
+
+    def distrust_pack(self, pack: int) -> None:
+        """As ``distrust``, for all chunks of a pack that is lost."""
+        if not self._read_only:
+            self._execute(
+                "UPDATE chunk SET digest = NULL WHERE pack = ? AND digest IS NOT NULL", (pack,)
+            )
+
+    def packs_of(self, inode: int, first: int, last: int) -> list[int]:
+        """Returns the packs that hold the file from chunk ``first`` to ``last``, in its order."""
+        return [
+            row[0]
+            for row in self._execute(
+                "SELECT pack FROM extent JOIN chunk ON chunk.id = extent.chunk "
+                "WHERE inode = ? AND idx BETWEEN ? AND ? GROUP BY pack ORDER BY min(idx)",
+                (inode, first, last),
+            )
+        ]
 
     def add_chunk(self, digest: bytes | None, pack: int, place: ChunkPlace) -> int:
         """Records a sealed chunk and returns its new id."""
@@ -122,6 +179,11 @@ class Content:
         """Returns the pack's random name and key epoch."""
         return self._execute("SELECT name, key_epoch FROM pack WHERE id = ?", (id,)).fetchone()
 
+    def pack_size(self, id: int) -> int:
+        """Returns the size of the pack's object; 0 while it fills, and where it is not known."""
+        row = self._execute("SELECT size FROM pack WHERE id = ?", (id,)).fetchone()
+        return 0 if row is None else int(row[0])
+
     def pack_object_name(self, id: int) -> str:
         """Returns the name of the pack's object on the remote, for messages too."""
         found = self.pack_name(id)
@@ -163,6 +225,13 @@ class Content:
 
     def is_spooled(self, id: int) -> bool:
         return self._execute("SELECT 1 FROM spooled WHERE pack = ?", (id,)).fetchone() is not None
+
+    def confirmed_pack(self, name: bytes) -> int | None:
+        """Returns the id of a pack that is confirmed on the remote, else None."""
+        row = self._execute(
+            "SELECT id FROM pack WHERE name = ? AND id NOT IN (SELECT pack FROM spooled)", (name,)
+        ).fetchone()
+        return None if row is None else int(row[0])
 
     def note_uploaded(self, ids: Iterable[int]) -> None:
         self._many("DELETE FROM spooled WHERE pack = ?", [(id,) for id in ids])

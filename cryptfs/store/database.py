@@ -26,7 +26,7 @@ from typing import Any, Final, TypeAlias
 import apsw
 
 from cryptfs.errors import CryptfsError, OutOfSpace
-from cryptfs.store.schema import SCHEMA_VERSION, schema
+from cryptfs.store.schema import LATER_TABLES, SCHEMA_VERSION, schema
 
 Value: TypeAlias = int | bytes | str | None
 Row: TypeAlias = tuple[Any, ...]
@@ -50,7 +50,7 @@ _DAMAGE: Final = frozenset(
         apsw.SQLITE_IOERR_READ,
         apsw.SQLITE_IOERR_SHORT_READ,
         apsw.SQLITE_IOERR_DATA,
-        apsw.SQLITE_IOERR_CODEC,
+        getattr(apsw, "SQLITE_IOERR_CODEC", apsw.SQLITE_IOERR_DATA),  # new in SQLite 3.51
         apsw.SQLITE_IOERR_CORRUPTFS,
     }
 )
@@ -65,6 +65,14 @@ class StateDamaged(CryptfsError):
     """The local state cannot be read; it can be rebuilt from the remote."""
 
     exit_code = 4
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether the error says that bytes of the local state cannot be read."""
+    return (
+        isinstance(error, (StateDamaged, apsw.NotADBError, apsw.CorruptError))
+        or getattr(error, "extendedresult", 0) in _DAMAGE
+    )
 
 
 class Database:
@@ -126,11 +134,7 @@ class Database:
 
     def _cannot_open(self, error: apsw.Error) -> CryptfsError:
         """Tells damage, which is moved aside, from a disk or a process that cannot just now."""
-        if (
-            isinstance(error, (apsw.NotADBError, apsw.CorruptError))
-            or getattr(error, "extendedresult", 0) in _DAMAGE
-            or not self.path.exists()
-        ):
+        if is_damage(error) or not self.path.exists():
             return StateDamaged(f"the local state {self.path} cannot be opened ({error})")
         disk = os.statvfs(self.path.parent)
         if isinstance(error, apsw.FullError) or disk.f_bavail * disk.f_frsize < _LEAST_ROOM:
@@ -157,6 +161,18 @@ class Database:
             raise StateDamaged(
                 f"the local state {self.path} has schema {version}, this program reads "
                 f"{SCHEMA_VERSION}"
+            )
+        self.execute(LATER_TABLES)
+
+    def check_all(self) -> None:
+        """Reads every page. Raises StateDamaged at the first that does not open."""
+        try:
+            found = self.value("PRAGMA quick_check(1)")
+        except apsw.Error as error:
+            found = error
+        if found != "ok":
+            raise StateDamaged(
+                f"the local state {self.path} is damaged ({found})".replace("\n", " ")
             )
 
     # -- queries ---------------------------------------------------------------------------
@@ -204,6 +220,8 @@ class Database:
         try:
             self.execute("COMMIT")
         except _NO_WRITE as error:
+            if is_damage(error):
+                raise
             raise OutOfSpace(f"cannot write the local state {self.path} ({error})") from error
         if self._checkpoint_nearly_done:
             # What the thread below left over is little; done here, between two transactions,
@@ -238,6 +256,8 @@ class Database:
         try:
             self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         except _NO_WRITE as error:
+            if is_damage(error):
+                raise
             raise OutOfSpace(f"cannot write the local state {self.path} ({error})") from error
         self._checkpoint_at = pages + _CHECKPOINT_PAGES
         self._checkpoint_nearly_done = True
@@ -282,5 +302,29 @@ class Database:
         if self._checkpointer is not None:
             self._checkpointer.close()
         if not self.read_only and not self.lost:
-            self.execute("ROLLBACK")
+            # A damaged state may fail even here, and keeps its last commit all the same.
+            with suppress(apsw.CorruptError, apsw.IOError):
+                self.execute("ROLLBACK")
         self.connection.close()
+
+
+def unsaved_names(path: Path, key: bytes, most: int) -> list[bytes]:
+    """Returns the names of up to ``most`` entries of a damaged state that were never published,
+    as far as it can be read: a page that does not open ends the list, and says nothing else.
+    """
+    names: list[bytes] = []
+    with suppress(apsw.Error, CryptfsError):
+        # A connection of its own: one that met damage reads nothing more.
+        database = Database(path, key, read_only=True)
+        try:
+            published = database.value("SELECT published_epoch FROM progress")
+            for (name,) in database.rows(
+                "SELECT DISTINCT name FROM dirent JOIN inode ON inode.id = dirent.inode "
+                "WHERE inode.since > ?1 OR dirent.since > ?1 OR inode.id IN "
+                "(SELECT inode FROM extent WHERE since > ?1) LIMIT ?2",
+                (published, most),
+            ):
+                names.append(name)
+        finally:
+            database.close()
+    return names

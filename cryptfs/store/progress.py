@@ -161,6 +161,14 @@ class Progress:
     def parts(self) -> list[tuple[bytes, bytes, int]]:
         return [tuple(row) for row in self._database.rows("SELECT * FROM publication_part")]
 
+    def confirmed(self) -> set[bytes]:
+        """Returns the names of those of the publication's objects that are on the remote."""
+        return {row[0] for row in self._database.rows("SELECT name FROM confirmed")}
+
+    def note_confirmed(self, name: bytes) -> None:
+        """Remembers an object that the remote has; worth settling only now and then."""
+        self._database.execute("INSERT OR IGNORE INTO confirmed VALUES (?)", (name,))
+
     def note_refused(self, epoch: int) -> None:
         self._database.execute("UPDATE publication SET refused = 1 WHERE epoch = ?", (epoch,))
 
@@ -169,6 +177,7 @@ class Progress:
         assert publication.digest is not None
         self._database.execute("DELETE FROM publication")
         self._database.execute("DELETE FROM publication_part")
+        self._database.execute("DELETE FROM confirmed")
         self.note_epoch(publication.epoch, publication.time_ns, self.device, publication.digest)
 
     def note_epoch(self, epoch: int, time_ns: int, device: int, digest: bytes) -> None:

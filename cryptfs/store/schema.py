@@ -7,7 +7,8 @@ statement can forget to. A row made and unmade inside one epoch leaves no trace.
 
 Place tables (chunk, pack) say where bytes lie. That is no history: ``since`` only.
 
-Local tables (spooled, journal, orphan, progress, publication) never leave this device.
+Local tables (spooled, journal, orphan, progress, publication, confirmed) never leave this
+device.
 """
 
 from __future__ import annotations
@@ -167,6 +168,14 @@ CREATE TABLE publication_part (
 );
 """
 
+# Came after the first schema. A state without it is given it: nothing in it is missed.
+LATER_TABLES: Final = """
+-- Objects of the publication that are confirmed on the remote, so that a new start goes on.
+CREATE TABLE IF NOT EXISTS confirmed (
+    name BLOB PRIMARY KEY
+);
+"""
+
 
 def _twin(table: str) -> str:
     """Returns the ``_past`` table of ``table``, its indexes, and the triggers that fill it."""
@@ -193,4 +202,4 @@ END;
 
 def schema() -> str:
     """Returns the SQL that makes an empty state."""
-    return _TABLES + "".join(_twin(table) for table in TREE_TABLES)
+    return _TABLES + LATER_TABLES + "".join(_twin(table) for table in TREE_TABLES)

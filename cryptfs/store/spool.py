@@ -30,12 +30,10 @@ from cryptfs.format.names import pack_name
 from cryptfs.format.pack import ChunkPlace, PackWriter
 from cryptfs.format.sizes import padded_size
 from cryptfs.ids import RandomBytes
+from cryptfs.store.append_file import AppendFile, DirectBuffer
 
 NAME_SIZE: Final = 16
 SALT_SIZE: Final = 32
-
-_BUFFERS_AT_ONCE: Final = 512
-"""Below the 1024 that one call of pwritev takes."""
 
 
 class Appended(NamedTuple):
@@ -52,14 +50,11 @@ class EndedPack(NamedTuple):
 
 @dataclass(slots=True)
 class _Filling:
-    """The pack that is being filled. Invariant: the file holds ``written`` bytes of it, and
-    ``waiting`` continues them.
-    """
+    """The pack that is being filled. Invariant: ``waiting`` continues what the file holds."""
 
     name: bytes
-    fd: int
+    file: AppendFile
     writer: PackWriter
-    written: int
     waiting: list[bytes]
     size: int = 0  # of the object, once the pack is full
 
@@ -75,10 +70,13 @@ class Spool:
         self._keys = keys
         self._random_bytes = random_bytes
         self._filling: _Filling | None = None
-        self._unsynced: dict[bytes, int] = {}
+        self._buffer = DirectBuffer()
+        self._unsynced: dict[bytes, AppendFile] = {}
         self.unsynced_bytes = 0
         """About how much the next sync has to bring to the disk."""
         self.on_removed: Callable[[bytes], None] = lambda name: None
+        self.take_over: Callable[[bytes, Path], bool] = lambda name, path: False
+        """Asked before a file is removed: moves it elsewhere, or returns False."""
         self._full: list[_Filling] = []
         self._ended: list[EndedPack] = []
 
@@ -103,14 +101,10 @@ class Spool:
         name = self._random_bytes(NAME_SIZE)
         writer = PackWriter(self._keys, pack_name(name), self._random_bytes(SALT_SIZE))
         try:
-            fd = os.open(
-                spool_file(self.folder, name),
-                os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC,
-                0o600,
-            )
+            file = AppendFile(spool_file(self.folder, name))
         except OSError as error:
             raise _no_room(self.folder, error) from error
-        self._filling = _Filling(name, fd, writer, 0, [writer.head])
+        self._filling = _Filling(name, file, writer, [writer.head])
         return self._filling
 
     def end_filling(self) -> None:
@@ -145,23 +139,16 @@ class Spool:
         except OSError as error:
             abandoned = [*self._full, self._filling] if self._filling else self._full
             self._ended += [EndedPack(filling.name, 0) for filling in abandoned]
-            self._unsynced |= {filling.name: filling.fd for filling in abandoned}
+            self._unsynced |= {filling.name: filling.file for filling in abandoned}
             self._full, self._filling = [], None
             raise _no_room(self.folder, error) from error
 
     def _write_out(self, filling: _Filling) -> None:
-        while filling.waiting:
-            batch = filling.waiting[:_BUFFERS_AT_ONCE]
-            written = os.pwritev(filling.fd, batch, filling.written)
-            if written < sum(map(len, batch)):
-                # A short write means a full disk: the next call says so.
-                filling.waiting[: len(batch)] = [b"".join(batch)[written:]]
-            else:
-                del filling.waiting[: len(batch)]
-            filling.written += written
-            self.unsynced_bytes += written
+        filling.file.append(filling.waiting, self._buffer)
+        self.unsynced_bytes += sum(map(len, filling.waiting))
+        filling.waiting.clear()
         # Afterwards: a sync that runs beside this one may have come too early for these bytes.
-        self._unsynced[filling.name] = filling.fd
+        self._unsynced[filling.name] = filling.file
 
     def take_ended(self) -> list[EndedPack]:
         """Returns, once, the packs that ended since the last call; size 0 means abandoned."""
@@ -174,7 +161,7 @@ class Spool:
     def has_unsynced(self) -> bool:
         return bool(self._unsynced)
 
-    def take_unsynced(self) -> dict[bytes, int]:
+    def take_unsynced(self) -> dict[bytes, AppendFile]:
         """Hands over the files that wait for a sync: pass them to ``sync`` in a worker thread,
         and then to ``note_synced``, or to ``give_back`` if it failed.
         """
@@ -182,31 +169,39 @@ class Spool:
         self.unsynced_bytes = 0
         return unsynced
 
-    def sync(self, unsynced: dict[bytes, int]) -> None:
+    def sync(self, unsynced: dict[bytes, AppendFile]) -> None:
         """Makes all that was appended to these packs durable. Touches nothing else."""
-        for fd in unsynced.values():
-            os.fdatasync(fd)
+        for file in unsynced.values():
+            file.sync()
         _sync_folder(self.folder)
 
-    def note_synced(self, unsynced: dict[bytes, int]) -> None:
+    def note_synced(self, unsynced: dict[bytes, AppendFile]) -> None:
         """Closes those of the files that are written no more."""
         used = {filling.name for filling in (*self._full, self._filling) if filling is not None}
-        for name, fd in unsynced.items():
+        for name, file in unsynced.items():
             if name not in used and name not in self._unsynced:
-                os.close(fd)
+                file.close()
 
-    def give_back(self, unsynced: dict[bytes, int]) -> None:
+    def give_back(self, unsynced: dict[bytes, AppendFile]) -> None:
         self._unsynced = unsynced | self._unsynced
 
     # -- after a crash ---------------------------------------------------------------------
 
-    def finish(self, name: bytes, end: int) -> int:
-        """Ends a pack of a dead process behind byte ``end``; returns the object's size.
+    def size_of(self, name: bytes) -> int | None:
+        """Returns how long a pack's file is; None if it is gone."""
+        try:
+            return spool_file(self.folder, name).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def finish(self, name: bytes, end: int, size: int = 0) -> int:
+        """Ends a pack of a dead process behind byte ``end``; returns the object's size, which is
+        ``size`` if that is given.
 
         Only random filling is written, nothing is sealed: no nonce is used.
         """
         path = spool_file(self.folder, name)
-        size = padded_size(end)
+        size = size or padded_size(end)
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
@@ -233,15 +228,18 @@ class Spool:
                 path.unlink()
 
     def remove(self, name: bytes) -> None:
-        spool_file(self.folder, name).unlink(missing_ok=True)
-        self.on_removed(name)
+        """Gives up a file of the spool: what is in it is on the remote, or needed by nobody."""
+        path = spool_file(self.folder, name)
+        if not self.take_over(name, path):
+            path.unlink(missing_ok=True)
+            self.on_removed(name)
 
     def close(self) -> None:
-        for fd in self._unsynced.values():
-            os.close(fd)
+        for file in self._unsynced.values():
+            file.close()
         for filling in [*self._full, self._filling] if self._filling else self._full:
             if filling.name not in self._unsynced:
-                os.close(filling.fd)
+                filling.file.close()
         self._unsynced, self._filling, self._full = {}, None, []
 
 

@@ -9,9 +9,11 @@
         lock         held by the process that works here; says where it is mounted
         control      the socket that a mounted vault listens on
         log          what the mount had to say
+        paused       is there while nothing is to be published by itself
+        damaged      there while state.db is under suspicion: damage was met by a mount
         state.db     the encrypted database, and its -wal and -shm
         spool/       packs being filled or waiting for upload
-        cache/       downloaded packs
+        cache/       packs of a distant remote, downloaded or just published
 
 Mode 0700. A state that cannot be read is moved aside, never deleted.
 """
@@ -59,6 +61,8 @@ class StateFolder:
         self.log = self.path / "log"
         self.header = self.path / "header"
         self.local_slots = self.path / "local-slots"
+        self._paused_path = self.path / "paused"
+        self._damaged = self.path / "damaged"
         self._lock_path = self.path / "lock"
         self._lock_fd = -1
 
@@ -98,7 +102,7 @@ class StateFolder:
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return self._read_holder()
+            return self.last_holder()
         finally:
             os.close(fd)
         return None
@@ -108,7 +112,8 @@ class StateFolder:
             os.close(self._lock_fd)
             self._lock_fd = -1
 
-    def _read_holder(self) -> Holder:
+    def last_holder(self) -> Holder:
+        """Returns who held the lock last, alive or dead; nobody is process 0."""
         try:
             found = json.loads(self._lock_path.read_text())
             return Holder(int(found["pid"]), str(found["mountpoint"]))
@@ -116,7 +121,7 @@ class StateFolder:
             return Holder(0, "")
 
     def _describe_holder(self) -> str:
-        holder = self._read_holder()
+        holder = self.last_holder()
         if holder.mountpoint:
             return (
                 f"this vault is mounted already at {holder.mountpoint} (process {holder.pid}); "
@@ -126,6 +131,22 @@ class StateFolder:
             f"another cryptfs command (process {holder.pid}) works on this vault; "
             "wait until it is done"
         )
+
+    # -- pausing ---------------------------------------------------------------------------
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether nothing is to be published by itself, in this life and the next."""
+        return self._paused_path.exists()
+
+    def set_paused(self, paused: bool) -> None:
+        try:
+            if paused:
+                self._paused_path.touch(mode=0o600)
+            else:
+                self._paused_path.unlink(missing_ok=True)
+        except OSError as error:
+            raise CryptfsError(f"cannot write to {self.path}: {error.strerror}") from error
 
     # -- the small files -------------------------------------------------------------------
 
@@ -151,6 +172,19 @@ class StateFolder:
         """Forgets which header was the newest: somebody wants to go on from an older one."""
         (self.path / "vault.json").unlink(missing_ok=True)
 
+    @property
+    def is_suspect(self) -> bool:
+        """Whether damage was met while the state was in use, and nobody has looked since."""
+        return self._damaged.exists()
+
+    def suspect_damage(self) -> None:
+        """Has the next start read the whole database before it is used."""
+        write_atomically(self._damaged, b"")
+
+    def trust(self) -> None:
+        """The database was read as a whole and is sound, or is another one now."""
+        self._damaged.unlink(missing_ok=True)
+
     def move_damaged_aside(self) -> Path:
         """Moves database and spool into a folder of their own; returns it."""
         aside = self.path / time.strftime("damaged-%Y%m%d-%H%M%S")
@@ -164,6 +198,7 @@ class StateFolder:
             if source.exists():
                 source.rename(aside / name)
         self.spool.mkdir(mode=0o700)
+        self.trust()
         return aside
 
 

@@ -1,23 +1,70 @@
-"""When a mounted vault publishes by itself: after 30 quiet seconds, and every 5 minutes."""
+"""When a mounted vault publishes by itself, and when it waits.
+
+=====================================  ===================================================
+nothing changed for 30 seconds         a publication
+changes for 5 minutes                  a publication, quiet or not
+64 MiB of packs wait                   a publication: a long copy goes up while it runs
+the remote is away, or refuses         another try after 15 s, 30 s, … 5 minutes, or when
+                                       the remote says
+paused                                 nothing until resumed
+the network is metered                 nothing, and a look every half minute
+another device published this epoch    nothing any more (EpochTaken)
+=====================================  ===================================================
+
+Whoever asks for a publication gets one at once, whatever this table says.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
 from typing import Final
 
 import trio
 
-from cryptfs.errors import CryptfsError, EpochTaken
+from cryptfs.concurrency import open_nursery
+from cryptfs.errors import (
+    CryptfsError,
+    EpochTaken,
+    LoginNeeded,
+    TemporaryFailure,
+    VaultUnreachable,
+)
 from cryptfs.store.database import Database
 from cryptfs.store.progress import Progress
-from cryptfs.sync.publish import Publisher
+from cryptfs.sync.publish import Publisher, Upload, UploadPaused
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 5.0
 QUIET_SECONDS: Final = 30.0
 LONGEST_SECONDS: Final = 300.0
+
+FULL_BYTES: Final = 64 << 20
+"""Four full packs: enough that the padding of the last one is little beside them."""
+
+FIRST_RETRY_SECONDS: Final = 15.0
+LONGEST_RETRY_SECONDS: Final = 300.0
+
+METER_SECONDS: Final = 30.0
+
+
+class Metered(CryptfsError):
+    """Each byte may cost money: nothing goes up by itself."""
+
+
+class State(StrEnum):
+    """What the syncing of a mount does; ``problem`` says more."""
+
+    IDLE = "idle"
+    UPLOADING = "uploading"
+    PAUSED = "paused"
+    OFFLINE = "offline"
+    LOGIN_NEEDED = "login needed"
+    REFUSED = "refused"
+    """The remote can be reached, and nothing can be published: it or this disk is full, it is
+    read-only, or another device was first."""
 
 
 class PublishPolicy:
@@ -26,47 +73,158 @@ class PublishPolicy:
         database: Database,
         progress: Progress,
         publisher: Publisher,
+        *,
         dirty_bytes: Callable[[], int],
+        spooled_bytes: Callable[[], int],
+        paused: bool = False,
+        is_metered: Callable[[], Awaitable[bool]] | None = None,
     ):
         self._database = database
         self._progress = progress
         self._publisher = publisher
         self._dirty_bytes = dirty_bytes
-        self.last_error: CryptfsError | None = None
+        self._spooled_bytes = spooled_bytes
+        self._paused = paused
+        self._is_metered = is_metered
+        self._failures = 0
+        self._retry_at: float | None = None
+        self._changed_since: float | None = None
+        self._quiet_since = 0.0
+        self._mark = (-1, -1)
+        self._wake = trio.Event()
+        self.problem: CryptfsError | None = None
+        """Why the last publication failed, until one succeeds."""
+
+    # -- what can be seen and said -----------------------------------------------------------
+
+    @property
+    def is_paused(self) -> bool:
+        return self._paused
+
+    @property
+    def state(self) -> State:
+        if self._publisher.under_way is not None:
+            return State.UPLOADING
+        if isinstance(self.problem, EpochTaken):
+            return State.REFUSED
+        if self._paused:
+            return State.PAUSED
+        match self.problem:
+            case None:
+                return State.IDLE
+            case Metered():
+                return State.PAUSED
+            case VaultUnreachable():
+                return State.OFFLINE
+            case LoginNeeded():
+                return State.LOGIN_NEEDED
+            case _:
+                return State.REFUSED
+
+    def pause(self) -> None:
+        """Publishes nothing by itself any more; an upload under way ends where it is."""
+        self._paused = True
+        self._publisher.interrupt()
+
+    def resume(self) -> None:
+        """Ends a pause, and the wait after a failure: what is here is published now."""
+        self._paused = False
+        self._retry_at = trio.current_time()
+        self._wake.set()
+
+    async def publish_now(self, on_progress: Callable[[Upload], None] | None = None) -> int:
+        """Publishes because somebody asked; returns the newest epoch. Raises as ``publish``."""
+        try:
+            epoch = await self._publisher.publish(on_progress)
+        except UploadPaused:
+            raise
+        except CryptfsError as error:
+            self._note_failure(error)
+            raise
+        self.problem = self._retry_at = None
+        self._failures = 0
+        self._start_over()
+        return epoch
+
+    # -- by itself -----------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Publishes until cancelled. What fails is logged and tried again."""
-        changed_since: float | None = None
-        quiet_since = trio.current_time()
-        seen = self._mark()
-        while True:
-            await trio.sleep(LOOK_SECONDS)
-            now = trio.current_time()
-            mark = self._mark()
-            if mark != seen:
-                seen, quiet_since = mark, now
-            if not self._progress.has_changes() and self._progress.publication() is None:
-                changed_since = None
-                continue
-            changed_since = changed_since or now
-            if now - quiet_since >= QUIET_SECONDS or now - changed_since >= LONGEST_SECONDS:
-                if not await self._publish():
-                    return
-                changed_since, seen, quiet_since = None, self._mark(), trio.current_time()
+        self._start_over()
+        while not isinstance(self.problem, EpochTaken):
+            with trio.move_on_after(LOOK_SECONDS):
+                await self._wake.wait()
+            self._wake = trio.Event()
+            if not self._paused and not self._publisher.is_busy and self._is_due():
+                await self._publish()
 
-    def _mark(self) -> tuple[int, int]:
-        return self._database.connection.total_changes(), self._dirty_bytes()
-
-    async def _publish(self) -> bool:
-        """Returns whether it is worth going on."""
+    async def _publish(self) -> None:
+        if await self._waits_for_free_network():
+            return
         try:
-            await self._publisher.publish()
-            self.last_error = None
+            async with open_nursery() as nursery:
+                nursery.start_soon(self._stop_when_metered)
+                await self.publish_now()
+                nursery.cancel_scope.cancel()
+        except UploadPaused:
+            log.info("the upload is paused")
+            self._retry_at = trio.current_time()  # when it may go on, it does so at once
         except EpochTaken as error:
-            self.last_error = error
             log.error("%s", error)
-            return False
         except CryptfsError as error:
-            self.last_error = error
             log.warning("not published, tried again later: %s", error)
+
+    async def _stop_when_metered(self) -> None:
+        if self._is_metered is None:
+            return
+        while True:
+            await trio.sleep(METER_SECONDS)
+            if await self._is_metered():
+                self._publisher.interrupt()
+
+    async def _waits_for_free_network(self) -> bool:
+        if self._is_metered is None or not await self._is_metered():
+            if isinstance(self.problem, Metered):
+                self.problem = None
+            return False
+        self.problem = Metered(
+            "the network is metered, so nothing is uploaded by itself; to upload all the same: "
+            "cryptfs sync, or mount with --allow-metered"
+        )
+        self._retry_at = trio.current_time() + METER_SECONDS
         return True
+
+    def _is_due(self) -> bool:
+        now = trio.current_time()
+        mark = self._current_mark()
+        if mark != self._mark:
+            self._mark, self._quiet_since = mark, now
+        if not self._progress.has_changes() and self._progress.publication() is None:
+            self._changed_since = self._retry_at = None
+            return False
+        if self._changed_since is None:
+            self._changed_since = now
+        if self._retry_at is not None:
+            return now >= self._retry_at
+        return (
+            now - self._quiet_since >= QUIET_SECONDS
+            or now - self._changed_since >= LONGEST_SECONDS
+            or self._spooled_bytes() >= FULL_BYTES
+        )
+
+    def _note_failure(self, error: CryptfsError) -> None:
+        self.problem = error
+        wait = min(FIRST_RETRY_SECONDS * 2**self._failures, LONGEST_RETRY_SECONDS)
+        if isinstance(error, TemporaryFailure) and error.retry_after is not None:
+            wait = max(wait, error.retry_after)
+        self._failures = min(self._failures + 1, 10)
+        self._retry_at = trio.current_time() + wait
+
+    def _start_over(self) -> None:
+        """Begins a new quiet while: what is here by now is published."""
+        self._changed_since = None
+        self._quiet_since = trio.current_time()
+        self._mark = self._current_mark()
+
+    def _current_mark(self) -> tuple[int, int]:
+        return self._database.connection.total_changes(), self._dirty_bytes()

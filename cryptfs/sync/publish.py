@@ -6,9 +6,15 @@ Save, then send, then note: what is sent was on the disk before, in the very byt
 |----------------------------|-------------------------|--------------------|--------------------|
 | before the epoch is closed | settled changes         | nothing new        | published later    |
 | closed, commit not built   | the closed epoch's rows | nothing new        | built from rows    |
-| commit built, packs go up  | rows, commit, packs     | some packs         | the rest goes up   |
+| commit built, packs go up  | rows, commit, packs,    | some packs         | the rest goes up   |
+|                            | which are confirmed     |                    |                    |
 | packs up, commit not       | rows, commit, packs     | packs, invisible   | the commit goes up |
 | commit up, not noted       | rows, commit            | the epoch, visible | found equal, noted |
+| noted, checkpoint not up   | nothing of it           | the epoch, visible | made by the next   |
+|                            |                         |                    | publication        |
+
+An object is confirmed when ``create`` returned: what that takes is the remote's affair, and
+``remote/verifying.py``'s. The commit goes up when all the others are confirmed.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -24,7 +31,7 @@ import trio
 
 from cryptfs.concurrency import open_nursery
 from cryptfs.crypto.keys import VaultKeys
-from cryptfs.errors import EpochTaken, ObjectExists, OutOfSpace
+from cryptfs.errors import CryptfsError, EpochTaken, ObjectExists, OutOfSpace
 from cryptfs.format.metadata import (
     Envelope,
     PartRef,
@@ -34,7 +41,14 @@ from cryptfs.format.metadata import (
     object_digest,
     part_ref,
 )
-from cryptfs.format.names import checkpoint_name, commit_name, pack_name
+from cryptfs.format.names import (
+    CHECKPOINTS,
+    PACKS,
+    checkpoint_name,
+    commit_name,
+    pack_name,
+    parse_name,
+)
 from cryptfs.format.rows import RowBatch
 from cryptfs.fs.settle import Settler
 from cryptfs.ids import ClockNs, ObjectKind, RandomBytes
@@ -51,6 +65,13 @@ PARALLEL_UPLOADS: Final = 4
 CHECKPOINT_EVERY: Final = 64
 """Epochs between two checkpoints: what a new device has to apply one by one at most."""
 
+NOTE_BYTES: Final = 64 << 20
+"""After so much was confirmed that is settled: more than this is never sent again."""
+
+
+class UploadPaused(CryptfsError):
+    """The upload was ended from outside; a later publication goes on where it was."""
+
 
 @dataclass(frozen=True, slots=True)
 class Upload:
@@ -59,12 +80,22 @@ class Upload:
     epoch: int
     sent_bytes: int
     total_bytes: int
+    bytes_per_second: int = 0
+    """On the average since this upload began; 0 while that is not known."""
+
+    @property
+    def seconds_left(self) -> int | None:
+        """How long the rest takes at this rate; None while that is not known."""
+        if not self.bytes_per_second:
+            return None
+        return round((self.total_bytes - self.sent_bytes) / self.bytes_per_second)
 
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
     """An object that lies in the spool, in the bytes that will be sent."""
 
+    raw: bytes
     name: str
     path: Path
     size: int
@@ -98,15 +129,31 @@ class Publisher:
         self._clock_ns = clock_ns
         self._random_bytes = random_bytes
         self._lock = trio.Lock()
+        self._upload_scope = trio.CancelScope()
+        self._interrupted = False
+        self._seen: set[bytes] = set()  # confirmed objects that this process saw on the remote
+        self._newest_checkpoint = 0  # that we know of
         self.under_way: Upload | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        return self._lock.locked()
+
+    def interrupt(self) -> None:
+        """Ends the upload under way: ``publish`` then raises UploadPaused."""
+        if self.is_busy:
+            self._interrupted = True
+            self._upload_scope.cancel()
 
     async def publish(self, on_progress: Callable[[Upload], None] | None = None) -> int:
         """Publishes everything that was handed over before this call; returns the newest epoch.
 
         Raises EpochTaken when another device was first (everything here is kept),
-        VaultUnreachable, OutOfSpace, LoginNeeded: a later call goes on where this one ended.
+        VaultUnreachable, OutOfSpace, LoginNeeded, UploadPaused: a later call goes on where this
+        one ended.
         """
         async with self._lock:
+            self._interrupted = False
             try:
                 waiting = self._progress.publication()
                 if waiting is not None:
@@ -155,6 +202,7 @@ class Publisher:
             raise self._taken(publication.epoch) from None
         self._content.note_uploaded(pack.id for pack in packs)
         self._progress.note_published(publication)
+        self._seen.clear()
         await self._settler.settle()
         for pack in packs:
             self._spool.remove(pack.name)
@@ -162,8 +210,7 @@ class Publisher:
             self._spool.remove(name)
         commit.unlink(missing_ok=True)
         log.info("published epoch %d", publication.epoch)
-        if publication.epoch % CHECKPOINT_EVERY == 0:
-            await self._checkpoint(publication)
+        await self._checkpoint_if_due(publication)
 
     def _packs_of(self, epoch: int) -> list[SpooledPack]:
         """Returns the packs of the closed epoch and before, each ended."""
@@ -172,6 +219,11 @@ class Publisher:
             if pack.since > epoch:
                 continue
             assert pack.size > 0, "a closed epoch holds ended packs only"
+            path = spool_file(self._spool.folder, pack.name)
+            if not path.exists():
+                # Everything else goes on; should it come back, it goes up later.
+                log.error("%s is gone: the files in it are published without their content", path)
+                continue
             packs.append(pack)
         return packs
 
@@ -235,6 +287,30 @@ class Publisher:
             dedup=self._progress.dedup,
         )
 
+    async def _checkpoint_if_due(self, publication: Publication) -> None:
+        """Publishes a checkpoint where the last one is too old. The epoch is out already: what
+        fails here is no failure of it, and the next publication tries again.
+        """
+        due = publication.epoch // CHECKPOINT_EVERY * CHECKPOINT_EVERY
+        try:
+            if self._newest_checkpoint < due < publication.epoch:
+                await self._look_for_checkpoints()  # another device may have made it
+            if self._newest_checkpoint < due:
+                await self._checkpoint(publication)
+                self._newest_checkpoint = publication.epoch
+        except CryptfsError as error:
+            log.warning(
+                "epoch %d is published, and a checkpoint is not; the next publication makes it: %s",
+                publication.epoch,
+                error,
+            )
+
+    async def _look_for_checkpoints(self) -> None:
+        names = [parse_name(info.name) for info in await self._remote.list(CHECKPOINTS)]
+        self._newest_checkpoint = max(
+            (name.number for name in names if name is not None), default=0
+        )
+
     async def _checkpoint(self, publication: Publication) -> None:
         """Publishes the whole state of an epoch, for devices that come new."""
         assert publication.digest is not None
@@ -242,13 +318,15 @@ class Publisher:
         data, parts = await trio.to_thread.run_sync(
             self._build_checkpoint, publication.epoch, envelope
         )
-        for part in parts:
-            await self._remote.create(
-                pack_name(part.name), spool_file(self._spool.folder, part.name)
-            )
-        await self._remote.create(checkpoint_name(publication.epoch), data)
-        for part in parts:
-            self._spool.remove(part.name)
+        try:
+            for part in parts:
+                await self._remote.create(
+                    pack_name(part.name), spool_file(self._spool.folder, part.name)
+                )
+            await self._remote.create(checkpoint_name(publication.epoch), data)
+        finally:
+            for part in parts:
+                self._spool.remove(part.name)
 
     def _build_checkpoint(self, epoch: int, envelope: Envelope) -> tuple[bytes, list[PartRef]]:
         snapshot = Database(self._database.path, self._state_key, read_only=True)
@@ -264,7 +342,7 @@ class Publisher:
     # -- sending ---------------------------------------------------------------------------
 
     def _stored(self, name: bytes, size: int) -> _Stored:
-        return _Stored(pack_name(name), spool_file(self._spool.folder, name), size)
+        return _Stored(name, pack_name(name), spool_file(self._spool.folder, name), size)
 
     def _commit_file(self, epoch: int) -> Path:
         return self._spool.folder / commit_name(epoch).rpartition("/")[2]
@@ -275,27 +353,67 @@ class Publisher:
         objects: list[_Stored],
         on_progress: Callable[[Upload], None] | None,
     ) -> None:
+        confirmed = await self._confirmed(objects)
         total = sum(stored.size for stored in objects)
-        sent = 0
+        before = sum(stored.size for stored in objects if stored.raw in confirmed)
+        moved = unsettled = 0
+        began = trio.current_time()
 
-        def note(size: int) -> None:
-            nonlocal sent
-            sent += size
-            self.under_way = Upload(epoch, sent, total)
+        def tell() -> None:
+            seconds = trio.current_time() - began
+            rate = round(moved / seconds) if seconds else 0
+            self.under_way = Upload(epoch, before + moved, total, rate)
             if on_progress is not None:
                 on_progress(self.under_way)
 
-        note(0)
         limit = trio.CapacityLimiter(PARALLEL_UPLOADS)
 
         async def upload(stored: _Stored) -> None:
+            nonlocal moved, unsettled
             async with limit:
-                await self._remote.create(stored.name, stored.path)
-            note(stored.size)
+                await self._create(stored)
+            self._seen.add(stored.raw)
+            self._progress.note_confirmed(stored.raw)
+            moved += stored.size
+            unsettled += stored.size
+            tell()
+            if unsettled >= NOTE_BYTES:
+                unsettled = 0
+                # On a full disk the notes are not kept, and cost a repeated create at worst.
+                with suppress(OutOfSpace):
+                    await self._settler.settle()
 
-        async with open_nursery() as nursery:
-            for stored in objects:
-                nursery.start_soon(upload, stored)
+        tell()
+        with trio.CancelScope() as self._upload_scope:
+            if self._interrupted:
+                self._upload_scope.cancel()
+            async with open_nursery() as nursery:
+                for stored in objects:
+                    if stored.raw not in confirmed:
+                        nursery.start_soon(upload, stored)
+        if self._interrupted:
+            raise UploadPaused(
+                f"the upload of epoch {epoch} was paused; go on with: cryptfs sync --resume"
+            )
+
+    async def _confirmed(self, objects: list[_Stored]) -> set[bytes]:
+        """Returns which of the objects need not be sent any more."""
+        noted = self._progress.confirmed()
+        if noted - self._seen:
+            # Noted in an earlier life. Meanwhile the vault may have been put back to a copy of
+            # last week, or moved to another disk: a note alone is no proof that it is there.
+            there = {info.name: info.size for info in await self._remote.list(PACKS)}
+            self._seen |= {one.raw for one in objects if there.get(one.name) == one.size}
+        return noted & self._seen
+
+    async def _create(self, stored: _Stored) -> None:
+        try:
+            await self._remote.create(stored.name, stored.path)
+        except ObjectExists:
+            # Nobody else chose this random name: it is ours, cut off or spoilt on its way.
+            log.warning("%s is damaged in the vault; it is sent again", stored.name)
+            await self._remote.delete(stored.name)
+            await self._remote.create(stored.name, stored.path)
 
 
 def _write_durably(path: Path, data: bytes) -> None:

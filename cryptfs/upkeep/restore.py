@@ -86,6 +86,11 @@ class _Tally:
     lost_xattrs: int = 0
 
 
+def _by_path(entries: list[NotRestored]) -> tuple[NotRestored, ...]:
+    """Several are restored at a time, in no order; who reads the report wants one."""
+    return tuple(sorted(entries, key=lambda entry: entry.path))
+
+
 class _Unreadable(Exception):
     """The content of one file is damaged or lost."""
 
@@ -159,8 +164,8 @@ class _Restore:
     def report(self) -> Restored:
         tally = self._tally
         return Restored(
-            tally.restored, tally.skipped, tally.folders, tuple(tally.kept),
-            tuple(tally.damaged), tuple(tally.failed), tally.lost_xattrs,
+            tally.restored, tally.skipped, tally.folders, _by_path(tally.kept),
+            _by_path(tally.damaged), _by_path(tally.failed), tally.lost_xattrs,
         )  # fmt: skip
 
     async def restore(self, wanted: list[Way]) -> None:

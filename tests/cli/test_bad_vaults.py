@@ -161,12 +161,37 @@ def test_the_digits_open_a_vault_without_a_good_header(
 
 
 def test_a_header_whose_seal_is_broken(
-    machine: Machine, header: Path, caplog: pytest.LogCaptureFixture
+    machine: Machine, make_machine: MakeMachine, header: Path
 ) -> None:
-    """Something outside the slots was changed: the password opens, and a warning tells."""
+    """Something outside the slots was changed: no published password counts any more."""
+    key = machine.secret("k", "\n".join(KEY.lines()))
+    local = machine.secret("local", OTHER_PASSWORD)
+    machine.do(
+        "key", "add-password", "--local", "--key-file", key, "--new-password-file", local,
+        machine.vault,
+    )  # fmt: skip
     header.write_bytes(altered(header.read_bytes(), b'"label":"desk"', b'"label":"dusk"'))
-    machine.do("log", *machine.password, machine.vault)
-    assert "headers/000001 does not count" in caplog.text
+    said = machine.run("log", *machine.password, machine.vault)
+    assert said.code == 4
+    assert "all headers of this vault were altered" in said.err
+    assert make_machine("laptop").run("log", *machine.password, machine.vault).code == 4
+    machine.do("log", "--password-file", local, machine.vault)
+    machine.do("log", "--key-file", key, machine.vault)
+
+
+def test_a_removed_password_comes_back_in_no_altered_header(machine: Machine, header: Path) -> None:
+    """An old header with one byte changed proves nothing, and so skips no comparison."""
+    old = altered(header.read_bytes(), b'"label":"desk"', b'"label":"dusk"')
+    new = machine.secret("new", OTHER_PASSWORD)
+    machine.do(
+        "key", "change-password", *machine.password, "--new-password-file", new, machine.vault
+    )
+    (machine.vault / "headers/000002").unlink()
+    header.write_bytes(old)
+    for rollback in ((), ("--accept-rollback",)):
+        said = machine.run("mount", *rollback, *machine.password, machine.vault, machine.mountpoint)
+        assert said.code == 4
+        assert "all headers of this vault were altered" in said.err
 
 
 def test_a_new_header_heals_a_lost_one(machine: Machine, header: Path) -> None:

@@ -17,10 +17,12 @@ import click
 import pytest
 
 from cryptfs.cli import status as status_module
-from cryptfs.cli.display import format_age, format_size, printable
+from cryptfs.cli.check import finding_as_json
+from cryptfs.cli.display import format_age, format_size, printable, show_json
 from cryptfs.cli.main import cryptfs, main
 from cryptfs.cli.places import absolute_url, device_name, state_root
 from cryptfs.errors import CryptfsError, LoginNeeded, OutOfSpace, VaultUnreachable
+from cryptfs.upkeep.findings import Finding, Severity
 from tests.cli.conftest import MakeMachine
 from tests.cli.session import Machine
 from tests.cli.test_mount import STATUS_KEYS
@@ -88,6 +90,7 @@ def test_the_exit_codes_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> N
     main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert "3 wrong password or key, 4 integrity or rollback, 5 offline" in said
+    assert "8 FUSE not available, 130 ended by Ctrl-C" in said
 
 
 @pytest.mark.parametrize(
@@ -310,7 +313,7 @@ def test_restore(filled: Machine) -> None:
     assert said.code == 1
     assert said.json()["kept"] == [
         {"path": "letter", "reason": "what is there differs"},
-        {"path": r"raw \xff", "reason": "what is there differs"},
+        {"path": "raw \ufffd", "path_bytes": "cmF3IP8=", "reason": "what is there differs"},
     ]
     said = filled.run(*restore)
     assert said.code == 1
@@ -362,7 +365,24 @@ def test_damage_is_told_by_restore_and_check(filled: Machine, make_machine: Make
     assert "folder/photo: damaged in the vault and not restored" in said.err
     assert sorted(os.listdir(out)) == ["folder", os.fsdecode(b"raw \xff")]
     said = laptop.run("restore", "--json", *laptop.password, laptop.vault, out)
-    assert [one["path"] for one in said.json()["damaged"]] == ["letter", "folder/photo"]
+    assert [one["path"] for one in said.json()["damaged"]] == ["folder/photo", "letter"]
+
+
+def test_findings_tell_paths_exactly() -> None:
+    def shown(*files: bytes) -> dict[str, object]:
+        return finding_as_json(Finding(Severity.LOSS, "pack-missing", "", "", "packs/1", files, 2))
+
+    assert shown(b"a", b"b")["files"] == ["a", "b"]
+    assert "files_bytes" not in shown(b"a", b"b")
+    assert shown(b"a", b"\xff")["files"] == ["a", "\ufffd"]
+    assert shown(b"a", b"\xff")["files_bytes"] == ["YQ==", "/w=="]
+
+
+def test_json_of_a_path_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    show_json({"mountpoint": os.fsdecode(b"/\xff/\xc3\xa4")})
+    said = capsys.readouterr().out
+    assert "\\udcff/ä" in said
+    assert os.fsencode(json.loads(said)["mountpoint"]) == b"/\xff/\xc3\xa4"
 
 
 def test_a_notice_is_no_failure(filled: Machine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -17,11 +18,13 @@ from cryptfs.errors import FuseUnavailable
 from tests.cli.conftest import MakeMachine
 from tests.cli.session import PASSWORD, Machine, terminal
 from tests.device import noise
+from tests.test_vault import flip_table
 
 STATUS_KEYS = {
     "pid", "mountpoint", "vault", "vault_id", "read_only", "device", "epoch", "published_at",
+    "published_by",
     "dirty_bytes", "unpublished_bytes", "unpublished_changes", "uploading", "inodes",
-    "size_bytes", "compression_saved_bytes", "dedup_saved_bytes", "problem",
+    "size_bytes", "compression_saved_bytes", "dedup_saved_bytes", "state", "problem", "traffic",
 }  # fmt: skip
 
 
@@ -42,7 +45,8 @@ def wait_for_death(pid: int) -> None:
 
 def test_from_one_machine_to_another(machine: Machine, make_machine: MakeMachine) -> None:
     status = machine.mount("--device-name", "my desk")
-    assert status.keys() == STATUS_KEYS
+    assert status.keys() == STATUS_KEYS | {"mounted"}
+    assert status["mounted"] is True
     assert status["mountpoint"] == str(machine.mountpoint)
     assert (status["vault"], status["device"]) == (str(machine.vault), "my desk")
     (machine.mountpoint / "letter").write_bytes(b"dear reader")
@@ -66,6 +70,20 @@ def test_a_mount_that_was_just_left_can_be_mounted_at_once(machine: Machine) -> 
     for _ in range(3):
         machine.mount()
         machine.do("umount", machine.mountpoint)
+
+
+def test_a_new_device_tells_what_it_found(machine: Machine, make_machine: MakeMachine) -> None:
+    """A vault that was taken back looks sound to who comes new: date and device tell a person."""
+    machine.mount("--device-name", "my desk")
+    (machine.mountpoint / "letter").touch()
+    machine.do("umount", machine.mountpoint)
+    told = re.compile(r"newest epoch: 2, published \d{4}-\d\d-\d\d \d\d:\d\d .* by my desk\n")
+    laptop, phone = make_machine("laptop"), make_machine("phone")
+    said = laptop.do("mount", *laptop.password, laptop.vault, laptop.mountpoint)
+    assert told.search(said.err)
+    laptop.do("umount", laptop.mountpoint)
+    said = phone.do("restore", *phone.password, phone.vault, phone.folder / "out")
+    assert told.search(said.err)
 
 
 def test_relative_paths(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +210,10 @@ def test_a_stale_mount(machine: Machine) -> None:
     said = machine.run("mount", *machine.password, machine.vault, machine.mountpoint)
     assert said.code == 1
     assert f"clear it with: fusermount3 -u {machine.mountpoint}" in said.err
-    assert "is cleared" in machine.do("umount", machine.mountpoint).err
+    said = machine.do("umount", "--json", machine.mountpoint)
+    assert "is cleared" in said.err
+    assert said.json().keys() == STATUS_KEYS | {"mounted"}
+    assert (said.json()["vault"], said.json()["mounted"]) == (str(machine.vault), False)
     machine.mount()
     machine.do("umount", machine.mountpoint)
 
@@ -336,6 +357,23 @@ def test_a_damaged_state_is_rebuilt_and_what_is_lost_is_told(
     assert "could not be saved (1 packs of them are kept in" in said.err
     assert os.listdir(machine.mountpoint) == ["published"]
     assert [path for path in machine.state.iterdir() if path.name.startswith("damaged-")]
+    machine.do("umount", machine.mountpoint)
+
+
+def test_what_a_damaged_state_loses_is_named_but_not_in_the_log(machine: Machine) -> None:
+    machine.mount()
+    (machine.mountpoint / "published").write_text("dear reader")
+    machine.do("sync", machine.mountpoint)
+    (machine.mountpoint / "marker-of-a-name").write_bytes(noise(300_000))
+    machine.do("umount", "--now", machine.mountpoint)
+    flip_table(machine.state / "state.db", "journal")  # which is read late
+    said = machine.do("mount", *machine.password, machine.vault, machine.mountpoint)
+    assert "could not be saved (1 packs of them are kept in" in said.err
+    assert "not saved, or not as they were last: marker-of-a-name" in said.err
+    log = (machine.state / "log").read_text()
+    assert "is being rebuilt from the vault" in log
+    assert "marker" not in log
+    assert os.listdir(machine.mountpoint) == ["published"]
     machine.do("umount", machine.mountpoint)
 
 

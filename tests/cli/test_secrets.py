@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from cryptfs.cli.key import slot_as_json
+from cryptfs.crypto.password import CHEAPEST
+from cryptfs.unlock import Password, SlotRequest, Unlocked, new_slot
 from tests.cli.session import OTHER_PASSWORD, PASSWORD, Machine, terminal
-from tests.vectors.seeded import KEY, OTHER_KEY
+from tests.vectors.seeded import KEY, KEYS, OTHER_KEY
 
 LINES = KEY.lines()
 
@@ -213,6 +216,13 @@ def test_what_is_written_locally_is_for_the_owner_only(machine: Machine) -> None
 
 
 # -- changing them ---------------------------------------------------------------------------
+
+
+def test_a_password_of_unknown_age(machine: Machine) -> None:
+    slot = SlotRequest(Password(PASSWORD), CHEAPEST)
+    unlocked = Unlocked(KEY, KEYS, None)
+    shown = slot_as_json(new_slot(unlocked, slot, 1, os.urandom), False)
+    assert shown["created_at"] is None
 
 
 def test_the_life_of_a_password(machine: Machine) -> None:

@@ -323,3 +323,36 @@ async def test_a_close_without_a_settle_is_a_death(device: Device) -> None:
     async with device.opened() as vault:
         assert await read_file(vault, b"settled") == b"old"
         assert vault.fs.lookup(ROOT_INODE, b"unsettled") is None
+
+
+async def test_chunks_with_data_are_counted(device: Device) -> None:
+    """Kept as a count beside the rows, which must never differ from them."""
+    async with device.opened(background=False) as vault:
+        inode = await make_file(vault, b"sparse")
+
+        def counted() -> int:
+            count = vault.fs.files.chunks_with_data(inode)
+            dirty = set(vault.dirty.of(inode))
+            rows = vault.view.database.rows("SELECT idx FROM extent WHERE inode = ?", (inode,))
+            assert count == len(dirty | {row[0] for row in rows})
+            return count
+
+        assert counted() == 0
+        for offset, data, chunks in (
+            (5 * CHUNK_SIZE, noise(1000), 1),
+            (5 * CHUNK_SIZE, noise(2000), 1),
+            (9 * CHUNK_SIZE - 10, noise(20), 3),
+            (5 * CHUNK_SIZE + 100, noise(10), 3),
+        ):
+            await vault.fs.write(inode, offset, data)
+            assert counted() == chunks
+            await vault.publisher.publish()
+            assert counted() == chunks
+        await vault.fs.write(inode, 5 * CHUNK_SIZE, bytes(CHUNK_SIZE))
+        assert counted() == 3
+        await vault.publisher.publish()
+        assert counted() == 2, "zeros become a hole"
+        await vault.fs.setattr(inode, Change(size=8 * CHUNK_SIZE + 5))
+        assert counted() == 1
+        await vault.fs.setattr(inode, Change(size=0))
+        assert counted() == 0

@@ -89,6 +89,43 @@ def test_leaving_at_once_says_what_is_left_and_keeps_it(device: Device, tmp_path
         assert mount.ready["unpublished_bytes"] >= 500_000
 
 
+# -- damage ------------------------------------------------------------------------------------
+
+
+def test_damage_of_the_local_state_ends_the_mount_and_the_next_rebuilds(
+    device: Device, tmp_path: Path
+) -> None:
+    with device.mount(tmp_path / "mnt") as mount:
+        (mount.path / "published").write_bytes(b"dear reader")
+        for number in range(20_000):  # names that lie in many pages
+            (mount.path / f"name {number}").touch()
+        mount.sync()
+        (mount.path / "marker-of-a-name").write_bytes(content_of("lost", 300_000))
+        mount.ask(do="leave", publish=False)
+    database = device.state.database
+    with device.mount(tmp_path / "mnt") as mount:
+        size = database.stat().st_size
+        with database.open("r+b") as file:
+            for offset in range(size // 2 // 8192 * 8192, size, 8192):
+                file.seek(offset + 5000)
+                file.write(bytes(8))
+        with pytest.raises(OSError):
+            os.listdir(mount.path)
+            mount.ask(do="status")
+        assert mount.wait() == 4
+        assert not os.path.ismount(mount.path)
+        (line,) = mount.log_lines("ERROR")
+        assert f"the local state {database} is damaged" in line
+        assert mount.log_lines("Traceback") == []
+    with device.mount(tmp_path / "mnt") as mount:
+        told = "\n".join(mount.ready["notices"])
+        assert "could not be saved (1 packs" in told
+        assert (mount.path / "published").read_bytes() == b"dear reader"
+        assert len(os.listdir(mount.path)) == 20_001
+        assert "marker-of-a-name" not in mount.log.read_text()
+        mount.expects_errors = True
+
+
 # -- kill -9 while writing ---------------------------------------------------------------------
 
 WRITE: Final = """

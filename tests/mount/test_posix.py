@@ -172,6 +172,58 @@ def test_sparse_files_take_no_room(shared_mount: Mount, folder: Path) -> None:
     assert shared_mount.ask(do="status")["unpublished_bytes"] - before < 200_000
 
 
+def test_blocks_are_those_of_the_data(folder: Path) -> None:
+    """What du, cp and tar go by. A chunk of 128 KiB is 256 blocks."""
+    path = folder / "sparse"
+    with path.open("w+b", buffering=0) as file:
+        file.truncate(10 << 20)
+        assert path.stat().st_blocks == 8, "not 0, which tar takes for all that there is to know"
+        os.pwrite(file.fileno(), b"x" * 10, 5 << 20)
+        os.fsync(file.fileno())
+        assert path.stat().st_blocks == 256
+        os.pwrite(file.fileno(), b"y" * 200_000, 0)
+    assert path.stat().st_blocks == 256 * 3
+    assert subprocess.check_output(["du", "-k", path]).split()[0] == b"384"
+    os.truncate(path, 5 << 20)
+    assert path.stat().st_blocks == 256 * 2
+    os.truncate(path, 0)
+    assert path.stat().st_blocks == 0
+    path.write_bytes(b"z" * 1_000_000)
+    assert path.stat().st_blocks == 1954, "without a hole, the size tells"
+
+
+@pytest.mark.parametrize("sparse", ["auto", "always", "never"])
+def test_copies_of_sparse_files(folder: Path, tmp_path: Path, sparse: str) -> None:
+    source, copy, back = folder / "source", folder / "copy", tmp_path / "back"
+    with source.open("wb") as file:
+        file.write(b"begin")
+        file.seek(9_000_000)
+        file.write(b"end")
+    for one, other in ((source, copy), (copy, back)):
+        subprocess.run(["cp", f"--sparse={sparse}", one, other], check=True)
+        assert other.read_bytes() == source.read_bytes()
+    assert source.stat().st_blocks == 256 * 2
+    assert (back.stat().st_blocks < 5000) == (sparse != "never")
+    archive = tmp_path / "archive"
+    subprocess.run(["tar", "-cSf", archive, "-C", folder, "source"], check=True)
+    assert archive.stat().st_size < 1_000_000
+    subprocess.run(["tar", "-xf", archive, "-C", tmp_path], check=True)
+    assert (tmp_path / "source").read_bytes() == source.read_bytes()
+
+
+def test_a_file_that_is_just_written_is_no_hole(folder: Path, tmp_path: Path) -> None:
+    """tar takes a file of no blocks for nothing but a hole, and would not read it."""
+    path = folder / "open"
+    with path.open("wb", buffering=0) as file:
+        file.truncate(10 << 20)
+        assert path.stat().st_blocks == 8
+        os.pwrite(file.fileno(), b"x" * 300_000, 1 << 20)
+        subprocess.run(["tar", "-cSf", tmp_path / "archive", "-C", folder, "open"], check=True)
+    subprocess.run(["tar", "-xf", tmp_path / "archive", "-C", tmp_path], check=True)
+    assert (tmp_path / "open").read_bytes() == path.read_bytes()
+    assert path.read_bytes()[1 << 20 :].startswith(b"x" * 300_000)
+
+
 def test_a_file_that_would_be_too_large(folder: Path) -> None:
     fd = os.open(folder / "file", os.O_CREAT | os.O_RDWR)
     try:

@@ -78,6 +78,8 @@ class FaultyRemote(Remote):
         self.inner = inner
         self.fault = fault
         self.alter = alter
+        self.latency_seconds = 0.0
+        """How long every call takes before its deed."""
         self.open = trio.Event()
         """Unset by ``hold``: every call then waits before its deed until it is set."""
         self.open.set()
@@ -91,6 +93,8 @@ class FaultyRemote(Remote):
         call = Call(len(self.calls), verb, name, done=False)
         self.calls.append(call)
         await self.open.wait()
+        if self.latency_seconds:
+            await trio.sleep(self.latency_seconds)
         self.fault(call)
         return call
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,34 @@ import trio
 from cryptfs.errors import IntegrityError, ObjectExists, ObjectNotFound
 from cryptfs.remote import folder as folder_module
 from cryptfs.remote.base import MAX_GET, ObjectInfo, Remote
+from cryptfs.remote.counting import CountingRemote
 from cryptfs.remote.folder import FolderRemote
+from cryptfs.remote.limited import LimitedRemote
+from cryptfs.remote.retrying import RetryingRemote
+from cryptfs.remote.stack import Stack
+from cryptfs.remote.verifying import Verify, VerifyingRemote
 from tests.remotes.faulty import FaultyRemote
 from tests.remotes.memory import MemoryRemote
 
 pytest_plugins = ["tests.remotes.gdrive_fixtures"]
 
-KINDS = ["memory", "folder", "folder without links", "folder with claims", "faulty"]
-SERVED = {"gdrive": "gdrive_remote"}
+WRAPPERS: dict[str, Callable[[Remote], Remote]] = {
+    "faulty": FaultyRemote,
+    "retrying": RetryingRemote,
+    "limited": lambda remote: LimitedRemote(remote, limit_up=1 << 32, limit_down=1 << 32),
+    "counting": CountingRemote,
+    "verifying": lambda remote: VerifyingRemote(remote, Verify.ALWAYS),
+    "verifying sizes": lambda remote: VerifyingRemote(remote, Verify.SIZE),
+    "stack": Stack,
+}
+
+KINDS = ["memory", "folder", "folder without links", "folder with claims", *WRAPPERS]
+SERVED = {
+    "s3": "s3",
+    "webdav wsgidav": "webdav_wsgidav",
+    "webdav rclone": "webdav_rclone",
+    "gdrive": "gdrive_remote",
+}
 """Kinds that have a server, and the fixture that gives a remote there."""
 
 
@@ -41,8 +62,8 @@ def remote(
         return served
     if kind == "memory":
         return MemoryRemote()
-    if kind == "faulty":
-        return FaultyRemote(MemoryRemote())
+    if kind in WRAPPERS:
+        return WRAPPERS[kind](MemoryRemote())
     if kind != "folder":
         monkeypatch.setattr(os, "link", refuse_links)
     if kind == "folder with claims":

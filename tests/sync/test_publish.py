@@ -421,7 +421,11 @@ async def test_many_epochs_while_somebody_writes(device: Device, tmp_path: Path)
 
 def policy_of(vault: Vault) -> PublishPolicy:
     return PublishPolicy(
-        vault.view.database, vault.view.progress, vault.publisher, lambda: vault.dirty.size_bytes
+        vault.view.database,
+        vault.view.progress,
+        vault.publisher,
+        dirty_bytes=lambda: vault.dirty.size_bytes,
+        spooled_bytes=vault.view.content.spooled_bytes,
     )
 
 
@@ -460,10 +464,10 @@ async def test_what_failed_is_tried_again(
         away = device.remote_folder.rename(device.folder / "away")
         await write_file(vault, b"file", b"content")
         await trio.sleep(120)
-        assert isinstance(policy.last_error, VaultUnreachable)
+        assert isinstance(policy.problem, VaultUnreachable)
         assert "tried again later" in caplog.text
         away.rename(device.remote_folder)
         await trio.sleep(120)
-        assert policy.last_error is None
+        assert policy.problem is None
         assert vault.view.progress.published_epoch == 2
         nursery.cancel_scope.cancel()

@@ -523,9 +523,7 @@ async def test_a_checkpoint_that_could_not_be_sent_takes_nothing_away(
         fail(vault)
         await write_file(vault, b"three", b"content")
         seen[3] = await look(vault)
-        with pytest.raises(TemporaryFailure):
-            await vault.publisher.publish()
-        assert vault.view.progress.published_epoch == 3
+        assert await vault.publisher.publish() == 3
         assert not vault.has_unpublished()
         await vault.publisher.publish()
     assert await look_with(device.second(tmp_path / "second")) == seen[3]

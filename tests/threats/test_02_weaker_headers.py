@@ -119,3 +119,22 @@ async def test_an_older_format(tmp_path: Path, quick: None) -> None:
     path = device.remote_folder / header_name(1)
     with pytest.raises(IntegrityError):
         parse_header(altered_header(path.read_bytes(), cryptfs=0))
+
+
+async def test_an_older_header_that_was_altered(tmp_path: Path, quick: None) -> None:
+    """Its seal is broken, so it cannot be told to be older: then no published password counts."""
+    device = await make(tmp_path / "desk")
+    path = device.remote_folder / header_name(1)
+    (slot,) = json.loads(path.read_bytes())["slots"]
+    old = altered_header(path.read_bytes(), slots=[slot | {"label": "another"}])
+    unlocked = await unlock(device.remote(), PASSWORD, tmp_path / "new")
+    new = Password("battery staple")
+    await add_slot(device.remote(), unlocked, SlotRequest(new, CHEAPEST), SeededBytes("slot"))
+    (device.remote_folder / header_name(2)).unlink()
+    path.write_bytes(old)
+    for accept_rollback in (False, True):
+        with pytest.raises(IntegrityError, match="altered"):
+            await unlock(
+                device.remote(), PASSWORD, tmp_path / "new", accept_rollback=accept_rollback
+            )
+    assert (await unlock(device.remote(), KEY, tmp_path / "new")).header is None
