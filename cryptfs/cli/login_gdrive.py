@@ -5,14 +5,14 @@ from __future__ import annotations
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 import trio
 
 from cryptfs.cli.display import say
 from cryptfs.cli.examples import examples
-from cryptfs.cli.places import state_root
+from cryptfs.cli.places import logins
 from cryptfs.errors import LoginNeeded, UsageError
 from cryptfs.remote.gdrive_account import GOOGLE, Endpoints, Login, save_login
 from cryptfs.remote.gdrive_login import (
@@ -24,8 +24,6 @@ from cryptfs.remote.gdrive_login import (
     logout,
     read_client,
 )
-
-LOGINS: Final = "logins"
 
 
 @click.command(
@@ -48,21 +46,20 @@ def login_gdrive(client_file: str | None, device: bool) -> None:
 
     cryptfs sees only what it made in the Drive itself. The login is kept on this device.
     """
-    logins = state_root() / LOGINS
-    login = run_login(logins, client_file, device=device)
+    login = run_login(logins(), client_file, device=device)
     say(f"Logged in as {login.account}. Make a vault with: cryptfs init gdrive:FOLDER")
 
 
 def run_login(
-    logins: Path,
+    folder: Path,
     client_file: str | None,
     *,
     device: bool,
     endpoints: Endpoints = GOOGLE,
     open_browser: Callable[[str], Any] = webbrowser.open,
 ) -> Login:
-    """Logs in and keeps the login in ``logins``."""
-    client = _choose_client(logins, client_file, endpoints)
+    """Logs in and keeps the login in ``folder``."""
+    client = _choose_client(folder, client_file, endpoints)
 
     async def log_in() -> Login:
         if device:
@@ -70,15 +67,15 @@ def run_login(
         return await login_in_browser(client, say, open_browser)
 
     login = trio.run(log_in)
-    save_login(logins, login)
+    save_login(folder, login)
     return login
 
 
-def _choose_client(logins: Path, client_file: str | None, endpoints: Endpoints) -> Client:
+def _choose_client(folder: Path, client_file: str | None, endpoints: Endpoints) -> Client:
     if client_file is not None:
         return read_client(Path(client_file), endpoints)
     try:
-        return kept_client(logins)
+        return kept_client(folder)
     except LoginNeeded:
         raise UsageError(
             "the first login needs your own client id; make one as the README shows, and give "
@@ -86,11 +83,11 @@ def _choose_client(logins: Path, client_file: str | None, endpoints: Endpoints) 
         ) from None
 
 
-def logout_gdrive(logins: Path) -> str | None:
+def logout_gdrive(folder: Path) -> str | None:
     """Ends the login at Google and here; returns whose it was, None if there was none."""
-    return trio.run(logout, logins)
+    return trio.run(logout, folder)
 
 
-def gdrive_account(logins: Path) -> str | None:
+def gdrive_account(folder: Path) -> str | None:
     """The e-mail address that is logged in on this device, if any."""
-    return account_of(logins)
+    return account_of(folder)

@@ -95,6 +95,7 @@ LATE_SECONDS: Final = 60.0
 LATE_RETRY: Final = 5.0
 
 UPLOADS_FOLDER: Final = "gdrive-uploads"
+MADE_FILE: Final = "gdrive-made.json"
 
 
 class GoogleDriveRemote(Remote):
@@ -111,7 +112,7 @@ class GoogleDriveRemote(Remote):
         self._path = tuple(folder.split("/"))
         self._wire = DriveWire(logins, monotonic)
         self._spare = SpareIds(self._wire)
-        self._places = Places(self._wire, self._spare, self._path)
+        self._places = Places(self._wire, self._spare, self._path, logins / MADE_FILE)
         self._uploads = Uploads(self._wire, logins / UPLOADS_FOLDER, wall_clock)
         self._shelves = {kind: Shelf() for kind in KINDS}
         self._registers: dict[tuple[str, ...], Register] = {}

@@ -28,7 +28,7 @@ from cryptfs.errors import (
     UsageError,
     VaultUnreachable,
 )
-from cryptfs.remote.gdrive import UPLOADS_FOLDER
+from cryptfs.remote.gdrive import MADE_FILE, UPLOADS_FOLDER
 from cryptfs.remote.gdrive_account import (
     GOOGLE,
     HOST,
@@ -306,7 +306,6 @@ async def logout(logins: Path) -> str | None:
 
     Raises VaultUnreachable, and forgets nothing, where Google cannot be told.
     """
-    path = logins / LOGIN_FILE
     account = None
     try:
         login = await trio.to_thread.run_sync(read_login, logins)
@@ -318,13 +317,14 @@ async def logout(logins: Path) -> str | None:
         async with new_client(1) as http:
             # A refusal means that it has ended already.
             await post_form(http, login.endpoints.revoke, token=login.refresh_token)
-    await trio.to_thread.run_sync(_forget, path, logins / UPLOADS_FOLDER)
+    await trio.to_thread.run_sync(_forget, logins)
     return account
 
 
-def _forget(login: Path, uploads: Path) -> None:
-    login.unlink(missing_ok=True)
-    shutil.rmtree(uploads, ignore_errors=True)
+def _forget(logins: Path) -> None:
+    (logins / LOGIN_FILE).unlink(missing_ok=True)
+    (logins / MADE_FILE).unlink(missing_ok=True)
+    shutil.rmtree(logins / UPLOADS_FOLDER, ignore_errors=True)
 
 
 def account_of(logins: Path) -> str | None:

@@ -9,14 +9,17 @@ another project made does not show at all.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, NoReturn
 
 import trio
 
 from cryptfs.errors import TemporaryFailure, UsageError, VaultUnreachable
-from cryptfs.remote.gdrive_account import printable
+from cryptfs.remote.gdrive_account import printable, write_secret
 from cryptfs.remote.gdrive_wire import FOLDER_TYPE, DriveWire, File, is_id, quoted
 
 SCHEME: Final = "gdrive"
@@ -27,6 +30,9 @@ ROOTS: Final[Mapping[str, int]] = {"headers": 2, "commits": 4}
 """How many digits of base 1000 the largest number of a kind has."""
 
 IDS_AT_ONCE: Final = 100
+
+NEW_SECONDS: Final = 3600.0
+"""How long what this device made is asked for by its id, if no query shows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +63,13 @@ class SpareIds:
 class Places:
     """Finds the place at ``path`` once, and remembers it."""
 
-    def __init__(self, wire: DriveWire, spare: SpareIds, path: Sequence[str]) -> None:
+    def __init__(self, wire: DriveWire, spare: SpareIds, path: Sequence[str], memory: Path) -> None:
         self._wire = wire
         self._spare = spare
         self._path = tuple(path)
         self._url = f"{SCHEME}:{'/'.join(path)}"
+        self._memory = memory
+        """Where the last place is noted that was made on this device: queries may be late."""
         self._lock = trio.Lock()
         self._place: Place | None = None
         self._made: dict[str, str] = {}
@@ -71,7 +79,7 @@ class Places:
         """The place; VaultUnreachable where there is none that we can see."""
         async with self._lock:
             if self._place is None:
-                found = await self._folders(self._path)
+                found = await self._folders(self._path) or await self._just_made()
                 self._place = parse_place(found[0]) if found else None
             if self._place is None:
                 raise VaultUnreachable(
@@ -98,7 +106,7 @@ class Places:
     async def prepare(self) -> None:
         """Makes the place, where there is none; UsageError where there is something else."""
         async with self._lock:
-            found = await self._folders(self._path)
+            found = await self._folders(self._path) or await self._just_made()
             if found:
                 self._place = parse_place(found[0])
                 if self._place is not None:
@@ -130,6 +138,32 @@ class Places:
         self._place = None if fresh is None else parse_place(fresh)
         if self._place is None:
             raise TemporaryFailure(f"Drive has not taken what it was told about {self._url}")
+        await trio.to_thread.run_sync(self._note, top)
+
+    async def _just_made(self) -> list[File]:
+        """The place that this device made in the last hour, where no query shows any yet.
+
+        Without it the next process would make a second one.
+        """
+        file_id = await trio.to_thread.run_sync(self._noted)
+        folder = await self._wire.file(file_id) if file_id else None
+        now = self._wire.server_time
+        if folder is None or folder.trashed or folder.name != self._path[-1] or now is None:
+            return []
+        is_new = now - folder.created_time < NEW_SECONDS
+        return [folder] if is_new and parse_place(folder) is not None else []
+
+    def _note(self, file_id: str) -> None:
+        # Where nothing can be written, a late query is waited out by hand.
+        with suppress(OSError):
+            write_secret(self._memory, {"url": self._url, "id": file_id})
+
+    def _noted(self) -> str | None:
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            noted = json.loads(self._memory.read_bytes())
+            if noted["url"] == self._url and is_id(noted["id"]):
+                return str(noted["id"])
+        return None
 
     async def _make(self, key: str, name: str, parent: str) -> str:
         file_id = await self._id_for(key)

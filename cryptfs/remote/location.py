@@ -6,6 +6,7 @@
 ``s3://BUCKET/PREFIX?endpoint=URL``   a bucket, anywhere S3 is spoken
 ``webdav+https://USER@HOST/FOLDER``   a folder on a WebDAV server
 ``webdav+http://localhost:PORT/``     the same, on this machine only
+``gdrive:FOLDER``                     a folder in Google Drive
 ==================================  ==================================================
 
 Each cloud is imported where it is used: a folder has no need of any, and starts at once.
@@ -24,7 +25,7 @@ from cryptfs.remote.base import Remote
 from cryptfs.remote.folder import FolderRemote
 
 # Listed, because any other folder may have a colon in its name.
-LATER_KINDS: Final = ("icloud", "gdrive")
+LATER_KINDS: Final = ("icloud",)
 SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -65,9 +66,16 @@ def _webdav(url: str, logins: Path) -> Remote:
     return WebDavRemote.from_url(url, logins)
 
 
+def _gdrive(url: str, logins: Path) -> Remote:
+    from cryptfs.remote.gdrive import GoogleDriveRemote
+
+    return GoogleDriveRemote.from_url(url, logins)
+
+
 KINDS: Final[Mapping[str, Callable[[str, Path], Remote]]] = {
     "file": _file,
     "s3": _s3,
     "webdav+https": _webdav,
     "webdav+http": _webdav,
+    "gdrive": _gdrive,
 }

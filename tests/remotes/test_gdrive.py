@@ -182,15 +182,14 @@ async def test_making_the_place_again_after_a_lost_answer(
 
 
 async def test_of_two_places_with_one_name_every_device_takes_the_same(
-    drive: DriveDouble,
-    logins: Path,
+    drive: DriveDouble, logins: Path, other_logins: Path
 ) -> None:
     save_login(logins, login_for(drive))
     first = GoogleDriveRemote("vault", logins)
     await first.prepare()
     await first.create("packs/a", b"first")
     drive.hidden.add(drive.child("vault").id)
-    second = GoogleDriveRemote("vault", logins)
+    second = GoogleDriveRemote("vault", other_logins)
     await second.prepare()
     drive.hidden.clear()
     assert drive.names() == ["vault", "vault"]
@@ -200,6 +199,27 @@ async def test_of_two_places_with_one_name_every_device_takes_the_same(
         await later.close()
     await first.close()
     await second.close()
+
+
+async def test_a_place_that_no_query_shows_yet_is_not_made_twice(
+    drive: DriveDouble, logins: Path
+) -> None:
+    """The command that makes a vault has two remotes, one after the other."""
+    save_login(logins, login_for(drive))
+    drive.hide_new = True
+    async with another_process(logins) as first:
+        await first.prepare()
+    async with another_process(logins) as second:
+        assert await second.list("") == []
+        await second.prepare()
+        await second.create(COMMIT, OURS)
+    assert drive.names("Backups") == ["vault"]
+    drive.clock_s += 3600
+    async with another_process(logins) as later:
+        with pytest.raises(VaultUnreachable):
+            await later.list("")
+        drive.hidden.clear()
+        assert await later.get(COMMIT) == OURS
 
 
 async def test_a_place_below_the_younger_of_two_folders_is_found(
