@@ -14,9 +14,10 @@ from cryptfs.remote import folder as folder_module
 from cryptfs.remote.base import MAX_GET, ObjectInfo, Remote
 from cryptfs.remote.folder import FolderRemote
 from tests.remotes.faulty import FaultyRemote
+from tests.remotes.icloud import cloud, icloud_remote, logins  # noqa: F401
 from tests.remotes.memory import MemoryRemote
 
-KINDS = ["memory", "folder", "folder without links", "folder with claims", "faulty"]
+KINDS = ["memory", "folder", "folder without links", "folder with claims", "faulty", "icloud"]
 
 
 def refuse_links(*_: object, **__: object) -> None:
@@ -34,6 +35,8 @@ def remote(
     kind = request.param
     if kind == "memory":
         return MemoryRemote()
+    if kind == "icloud":
+        return request.getfixturevalue("icloud_remote")
     if kind == "faulty":
         return FaultyRemote(MemoryRemote())
     if kind != "folder":

@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -411,18 +412,18 @@ class ICloudRemote(Remote):
 
     async def _is_same(self, name: str, node: Node, source: Source) -> bool:
         at, there = 0, memoryview(b"")
-        async for block in blocks_of(source):
-            here = memoryview(block)
-            while here:
-                if not there:
-                    there = memoryview(
-                        await self._read(name, node, at, min(MAX_GET, node.size - at))
-                    )
-                    at += len(there)
-                count = min(len(here), len(there))
-                if not count or here[:count] != there[:count]:
-                    return False
-                here, there = here[count:], there[count:]
+        async with aclosing(blocks_of(source)) as blocks:  # type: ignore[type-var]
+            async for block in blocks:
+                here = memoryview(block)
+                while here:
+                    if not there:
+                        wanted = min(MAX_GET, node.size - at)
+                        there = memoryview(await self._read(name, node, at, wanted))
+                        at += len(there)
+                    count = min(len(here), len(there))
+                    if not count or here[:count] != there[:count]:
+                        return False
+                    here, there = here[count:], there[count:]
         return True
 
 
