@@ -136,7 +136,8 @@ class ICloudDouble(Double):
         item.revision += 1
 
     def passwords_tried(self) -> int:
-        return self.asked("signin/init") + self.asked("signin/complete")
+        """Requests of a sign-in, among those on record."""
+        return sum(request.endpoint.startswith("signin/") for request in self.requests)
 
     # -- what is asked -------------------------------------------------------------------------
 
@@ -240,7 +241,11 @@ class ICloudDouble(Double):
         if "json" in request.headers["accept"]:
             body: dict[str, Any] = {"authType": "hsa2"}
             if self.second_factor == "key":
-                body["fsaChallenge"] = {"challenge": "YQ", "keyHandles": ["YQ"], "rpId": "apple.com"}
+                body["fsaChallenge"] = {
+                    "challenge": "YQ",
+                    "keyHandles": ["YQ"],
+                    "rpId": "apple.com",
+                }
                 body["keyNames"] = ["desk key"]
             return json_reply(body)
         phone: dict[str, Any] = {"id": 1, "nonFTEU": False}
@@ -280,9 +285,7 @@ class ICloudDouble(Double):
         assert self._proven and request.headers["scnt"]
         token = f"trust-{self._number()}"
         self._trust_tokens.add(token)
-        return Reply(
-            200, b"", (("X-Apple-TwoSV-Trust-Token", token), *self._session_headers())
-        )
+        return Reply(200, b"", (("X-Apple-TwoSV-Trust-Token", token), *self._session_headers()))
 
     # -- setup ---------------------------------------------------------------------------------
 
@@ -351,6 +354,10 @@ class ICloudDouble(Double):
         self._pcs_cookies.add(token)
         cookie = f"X-APPLE-WEBAUTH-PCS-Documents={token}; Domain=.icloud.com; Path=/; Secure"
         return json_reply({"status": "success", "message": ""}, 200, (("Set-Cookie", cookie),))
+
+    def _verify_security_key(self, request: Request) -> Reply:
+        assert request.json["challenge"] == "YQ"
+        return json_reply({})
 
     def _logout(self, request: Request) -> Reply:
         assert self._signed_in(request)

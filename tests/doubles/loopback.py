@@ -67,9 +67,7 @@ class Exchange:
 Fault: TypeAlias = Callable[[Exchange], Reply]
 
 
-def json_reply(
-    body: object, status: int = 200, headers: tuple[tuple[str, str], ...] = ()
-) -> Reply:
+def json_reply(body: object, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> Reply:
     return Reply(
         status, json.dumps(body).encode(), (("Content-Type", "application/json"), *headers)
     )

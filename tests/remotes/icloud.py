@@ -14,25 +14,25 @@ from tests.doubles.icloud import CODE, ICloudDouble
 
 
 @pytest.fixture
-def cloud() -> Iterator[ICloudDouble]:
+def icloud() -> Iterator[ICloudDouble]:
     with ICloudDouble() as double:
         yield double
 
 
 @pytest.fixture
-def logins(cloud: ICloudDouble, tmp_path: Path) -> Path:
-    """The folder of logins of a device that has one to ``cloud``."""
-    log_in(cloud, tmp_path / "logins")
-    cloud.requests.clear()
+def icloud_logins(icloud: ICloudDouble, tmp_path: Path) -> Path:
+    """The folder of logins of a device that has one to ``icloud``."""
+    log_in(icloud, tmp_path / "logins")
+    icloud.requests.clear()
     return tmp_path / "logins"
 
 
 @pytest.fixture
-def icloud_remote(cloud: ICloudDouble, logins: Path) -> Iterator[ICloudRemote]:
+def icloud_remote(icloud: ICloudDouble, icloud_logins: Path) -> Iterator[ICloudRemote]:
     """A remote with its empty folder."""
-    cloud.add("Backups")
-    cloud.add("Backups/vault")
-    client = Client(logins, cloud.adapter())
+    icloud.add("Backups")
+    icloud.add("Backups/vault")
+    client = Client(icloud_logins, icloud.adapter())
     yield ICloudRemote(("Backups", "vault"), client)
     client.close()
 

@@ -14,7 +14,6 @@ from cryptfs.remote import folder as folder_module
 from cryptfs.remote.base import MAX_GET, ObjectInfo, Remote
 from cryptfs.remote.folder import FolderRemote
 from tests.remotes.faulty import FaultyRemote
-from tests.remotes.icloud import cloud, icloud_remote, logins  # noqa: F401
 from tests.remotes.memory import MemoryRemote
 
 KINDS = ["memory", "folder", "folder without links", "folder with claims", "faulty", "icloud"]

@@ -75,7 +75,7 @@ def read_account(logins: Path) -> Account | None:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise CryptfsError(
-            f"{path} is damaged; log in anew with: cryptfs login icloud --again"
+            f"{path} is damaged; run: cryptfs logout icloud, and then: cryptfs login icloud"
         ) from error
     return account
 

@@ -18,7 +18,7 @@ import requests
 from pyicloud.exceptions import PyiCloudException  # type: ignore[import-untyped]
 from requests.adapters import HTTPAdapter
 
-from cryptfs.errors import LoginNeeded
+from cryptfs.errors import CryptfsError, LoginNeeded
 from cryptfs.remote.icloud.account import Account, icloud_folder, read_account, session_folder
 from cryptfs.remote.icloud.answers import ENDED, LOGIN, from_exception
 from cryptfs.remote.icloud.drive import Drive
@@ -95,12 +95,14 @@ class Client:
             if self._clock() < until:
                 raise LoginNeeded(message)
         try:
-            drive = _translated(lambda: self._open(account, renew=renew))
-        except _STRANGE as error:
-            raise from_exception(error) from error
-        except LoginNeeded as error:
-            self._refused = str(error), self._clock() + _ASK_AGAIN_SECONDS
-            raise
+            drive = self._open(account, renew=renew)
+        except (PyiCloudException, requests.RequestException, CryptfsError, *_STRANGE) as error:
+            # Half an answer stays in the client: the next try begins with a new one.
+            self._drop_service()
+            meaning = from_exception(error)
+            if isinstance(meaning, LoginNeeded):
+                self._refused = str(meaning), self._clock() + _ASK_AGAIN_SECONDS
+            raise meaning from error
         self._refused = None
         return drive
 
@@ -121,10 +123,13 @@ class Client:
             raise LoginNeeded(ENDED)
         return Drive(self._service)
 
-    def _forget(self) -> None:
+    def _drop_service(self) -> None:
         if self._service is not None:
             self._service.session.close()
         self._service = None
+
+    def _forget(self) -> None:
+        self._drop_service()
         self._drive = None
         self._account = None
         self._refused = None

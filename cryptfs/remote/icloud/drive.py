@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import io
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -143,6 +144,7 @@ class Drive:
             check()
             receipt = self._send_bytes(url, name, file, size, check)
         check()
+        now_ms = time.time_ns() // 10**6
         body = {
             "data": receipt,
             "command": "add_file",
@@ -152,6 +154,8 @@ class Drive:
             # A taken name is an error then, and not "name 2": this makes create atomic.
             "allow_conflict": False,
             "file_flags": {"is_writable": True, "is_executable": False, "is_hidden": False},
+            "mtime": now_ms,
+            "btime": now_ms,
         }
         response = self._post(f"{self._docws}/ws/{folder.zone}/update/documents", body, _TEXT)
         return _uploaded(response, folder, name, size)
@@ -209,8 +213,9 @@ class Drive:
                 raise failure(response) or unexpected(f"{response.status_code}", response)
             if "text/html" in response.headers.get("Content-Type", ""):
                 raise unexpected("a page instead of the bytes", response)
-            skip = offset if response.status_code == 200 else 0
-            data = _read(response, skip, length)
+            # A server that ignores ranges sends the file whole.
+            is_whole = response.status_code == 200 and length != node.size
+            data = _read(response, offset if is_whole else 0, length, may_go_on=is_whole)
         if len(data) != length:
             raise unexpected(f"{len(data)} bytes of {length}", response)
         if response.status_code == 206 and not _starts_at(response, offset):
@@ -251,7 +256,8 @@ class Drive:
         items = [{"drivewsid": one.drivewsid, "etag": one.etag} for one in nodes]
         response = self._post(f"{self._drivews}/deleteItems", {"items": items})
         answers = _list(_dict(json_of(response), response).get("items"), response)
-        done = {str(one.get("drivewsid")) for one in answers if one.get("status") == "OK"}
+        rows = [_dict(answer, response) for answer in answers]
+        done = {str(row.get("drivewsid")) for row in rows if row.get("status") == "OK"}
         return {one.docwsid for one in nodes if one.drivewsid in done}
 
     # -- room ----------------------------------------------------------------------------------
@@ -300,7 +306,9 @@ def _items(folder: dict[str, Any], response: requests.Response) -> list[Node]:
 
 def _node(item: Any) -> Node | None:
     """Returns an item of a listing; None for something that is neither file nor folder."""
-    if not isinstance(item, dict) or not item.get("drivewsid") or not item.get("docwsid"):
+    if not isinstance(item, dict) or not isinstance(item.get("type"), str):
+        return None
+    if not item.get("drivewsid") or not item.get("docwsid"):
         return None
     name, extension = str(item.get("name", "")), item.get("extension")
     size = item.get("size", 0)
@@ -311,7 +319,7 @@ def _node(item: Any) -> Node | None:
         etag=str(item.get("etag", "")),
         name=f"{name}.{extension}" if extension else name,
         size=size if isinstance(size, int) else 0,
-        is_folder=item.get("type") != "FILE",
+        is_folder=item["type"] != "FILE",
         created=str(item.get("dateCreated", "")),
     )
 
@@ -347,17 +355,16 @@ def _uploaded(response: requests.Response, folder: Node, name: str, size: int) -
     )
 
 
-def _read(response: requests.Response, skip: int, length: int) -> bytes:
-    """Returns ``length`` bytes after ``skip`` others, and one more if there are too many."""
+def _read(response: requests.Response, skip: int, length: int, *, may_go_on: bool) -> bytes:
+    """Returns ``length`` bytes after ``skip`` others, or fewer where there are no more."""
     data = bytearray()
-    most = skip + length
     for block in response.iter_content(_BLOCK):
         data += block
-        if len(data) > most and skip == 0:
+        if len(data) > skip + length and not may_go_on:
             raise IntegrityError(f"iCloud sends more than the {length} bytes that were asked for")
-        if len(data) >= most and skip:
+        if len(data) >= skip + length and may_go_on:
             break
-    return bytes(data[skip:most])
+    return bytes(data[skip : skip + length])
 
 
 def _starts_at(response: requests.Response, offset: int) -> bool:

@@ -203,8 +203,8 @@ class ICloudLogin:
         is_refused = isinstance(meaning, LoginNeeded) and str(meaning) == ENDED
         if is_refused and isinstance(error, PyiCloudFailedLoginException):
             return WrongSecret(
-                f"Apple does not accept this password for {self._apple_id}; it takes the one of the "
-                "Apple ID itself, and none that is app-specific"
+                f"Apple does not accept this password for {self._apple_id}; it takes the "
+                "Apple ID's own, and none that is app-specific"
             )
         return meaning
 

@@ -57,6 +57,7 @@ _TRIES: Final = 4
 _BATCH: Final = 50
 """Folders in one listing, and items in one deletion."""
 
+_DEEPEST: Final = 8
 _MOST_LINKS: Final = 1024
 
 
@@ -165,7 +166,9 @@ class ICloudRemote(Remote):
         start = self._folder + tuple(check_prefix(prefix).split("/")[:-1])
         folders = {start: await self._find(start)}
         found: dict[str, int] = {}
-        while folders:
+        # Our objects lie one folder deep. What is foreign may lie deeper, but not without end,
+        # as in an answer that puts a folder into itself.
+        for _ in range(_DEEPEST):
             below: dict[Parts, tuple[Node, ...]] = {}
             for parts, children in (await self._read_folders(folders)).items():
                 at = "".join(f"{part}/" for part in parts[len(self._folder) :])
@@ -174,12 +177,15 @@ class ICloudRemote(Remote):
                 for child in children:
                     if child.is_folder:
                         below[(*parts, child.name)] = (*below.get((*parts, child.name), ()), child)
+            if not below:
+                break
             folders = below
         return [ObjectInfo(name, found[name]) for name in sorted(found)]
 
     async def delete(self, name: str) -> None:
         parts, base = self._split(check_name(name))
         await self._vault()
+        await self._find(parts)
         for _ in range(_TRIES):
             if base not in self._files.get(parts, {}) and await self._look(parts, base) is None:
                 self._doubtful.discard(name)
@@ -308,8 +314,6 @@ class ICloudRemote(Remote):
 
     async def _make(self, parts: Parts) -> tuple[Node, ...]:
         """Returns the folders of this path, and makes the last part where it is missing."""
-        if found := await self._find(parts):
-            return found
         async with self._lock(("make", parts)):
             if found := await self._find(parts):
                 return found
