@@ -40,6 +40,7 @@ SERVED = {
     "webdav wsgidav": "webdav_wsgidav",
     "webdav rclone": "webdav_rclone",
     "gdrive": "gdrive_remote",
+    "icloud": "icloud_remote",
 }
 """Kinds that have a server, and the fixture that gives a remote there."""
 
