@@ -5,7 +5,7 @@ from __future__ import annotations
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import trio
@@ -14,16 +14,11 @@ from cryptfs.cli.display import say
 from cryptfs.cli.examples import examples
 from cryptfs.cli.places import logins
 from cryptfs.errors import LoginNeeded, UsageError
-from cryptfs.remote.gdrive_account import GOOGLE, Endpoints, Login, save_login
-from cryptfs.remote.gdrive_login import (
-    Client,
-    account_of,
-    kept_client,
-    login_in_browser,
-    login_on_device,
-    logout,
-    read_client,
-)
+
+# All of it is imported where it is used: no other command needs to wait for it.
+if TYPE_CHECKING:
+    from cryptfs.remote.gdrive_account import Endpoints, Login
+    from cryptfs.remote.gdrive_login import Client
 
 
 @click.command(
@@ -55,10 +50,13 @@ def run_login(
     client_file: str | None,
     *,
     device: bool,
-    endpoints: Endpoints = GOOGLE,
+    endpoints: Endpoints | None = None,
     open_browser: Callable[[str], Any] = webbrowser.open,
 ) -> Login:
-    """Logs in and keeps the login in ``folder``."""
+    """Logs in and keeps the login in ``folder``; at Google, unless ``endpoints`` are given."""
+    from cryptfs.remote.gdrive_account import save_login
+    from cryptfs.remote.gdrive_login import login_in_browser, login_on_device
+
     client = _choose_client(folder, client_file, endpoints)
 
     async def log_in() -> Login:
@@ -71,9 +69,12 @@ def run_login(
     return login
 
 
-def _choose_client(folder: Path, client_file: str | None, endpoints: Endpoints) -> Client:
+def _choose_client(folder: Path, client_file: str | None, endpoints: Endpoints | None) -> Client:
+    from cryptfs.remote.gdrive_account import GOOGLE
+    from cryptfs.remote.gdrive_login import kept_client, read_client
+
     if client_file is not None:
-        return read_client(Path(client_file), endpoints)
+        return read_client(Path(client_file), endpoints or GOOGLE)
     try:
         return kept_client(folder)
     except LoginNeeded:
@@ -85,9 +86,13 @@ def _choose_client(folder: Path, client_file: str | None, endpoints: Endpoints) 
 
 def logout_gdrive(folder: Path) -> str | None:
     """Ends the login at Google and here; returns whose it was, None if there was none."""
+    from cryptfs.remote.gdrive_login import logout
+
     return trio.run(logout, folder)
 
 
 def gdrive_account(folder: Path) -> str | None:
     """The e-mail address that is logged in on this device, if any."""
+    from cryptfs.remote.gdrive_login import account_of
+
     return account_of(folder)
