@@ -19,6 +19,7 @@ kilobytes of a command line tool and the megabytes of a password hash stay out o
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import json
 import logging
@@ -408,6 +409,17 @@ def main() -> int:
 def configure_log() -> None:
     """Sends what matters to standard error; who starts this process makes that the log."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("pyfuse3").addFilter(is_worth_a_line)
+
+
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Whether what pyfuse3 has to say is for a person.
+
+    An answer that finds nobody waiting is not: a program was interrupted, or the folder was
+    unmounted while a file was just being closed, of which the kernel does not wait to hear.
+    """
+    message = record.getMessage()
+    return "fuse_reply_* failed" not in message or os.strerror(errno.ENOENT) not in message
 
 
 if __name__ == "__main__":
