@@ -110,9 +110,13 @@ class _File:
 
 
 class Disk:
-    """All files below ``top``; whatever is there in the beginning counts as synced."""
+    """All files below ``top``; whatever is there in the beginning counts as synced.
 
-    def __init__(self, top: Path) -> None:
+    With ``remembers`` off it only announces steps: there are no pictures and no cuts.
+    """
+
+    def __init__(self, top: Path, *, remembers: bool = True) -> None:
+        self._remembers = remembers
         self.before_step: Callable[[Step], None] = lambda step: None
         """May raise OSError: then the step does not happen."""
         self.direct_writes = 0
@@ -268,6 +272,8 @@ class Disk:
 
     def wrote(self, path: Path) -> None:
         """Bytes of this file changed: the disk may keep these, or others, until the next sync."""
+        if not self._remembers:
+            return
         with self._alone():
             self._look()
             file = self._files.get(path.stat().st_ino) if path.exists() else None
@@ -275,6 +281,8 @@ class Disk:
                 file.since.append(self._same(file.read()))
 
     def synced(self, path: Path) -> None:
+        if not self._remembers:
+            return
         with self._alone():
             names = self._look()
             inode = path.stat().st_ino
@@ -318,7 +326,8 @@ class Disk:
                 return real(path, *rest, **options)
             self.announce(name, where, needs_room=name in ("link", "mkdir"))
             with self._alone():
-                self._look()  # what loses its name here may come back in a power cut
+                if self._remembers:
+                    self._look()  # what loses its name here may come back in a power cut
             return real(path, *rest, **options)
 
         return change

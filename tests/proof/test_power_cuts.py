@@ -23,34 +23,34 @@ from tests.proof.workload import Progress, live_on, run, twin
 from tests.sync.test_nonces import Witness
 
 SEEDS = int(os.environ.get("CRYPTFS_PROOF_SEEDS", "1"))
-"""How many cuts of each kind are tried at each step; a night may try more."""
+"""How many days are lived, each with other cuts; a night may try more."""
 
 
 class Cuts:
     """Pictures of what is left, taken before every step."""
 
-    def __init__(self, disk: Disk, progress: Progress, tears: list[Tear]) -> None:
+    def __init__(self, disk: Disk, progress: Progress, tears: list[Tear], seed: int) -> None:
         self.left: list[tuple[str, Picture, Progress]] = []
         self._disk = disk
         self._progress = progress
         self._tears = tears
+        self._seed = seed
         self._steps = 0
 
     def pull_the_plug(self, step: Step) -> None:
         if not self._progress.local:
             return
         self._steps += 1
-        for seed in range(SEEDS):
-            tear = self._tears[(self._steps + seed) % len(self._tears)]
-            picture = self._disk.cut(Random(f"{self._steps} {seed}"), tear)
-            label = f"{tear.name} before step {self._steps} ({step}), seed {seed}"
-            self.left.append((label, picture, self._progress.copy()))
+        tear = self._tears[(self._steps + self._seed) % len(self._tears)]
+        picture = self._disk.cut(Random(f"{self._steps} {self._seed}"), tear)
+        label = f"{tear.name} before step {self._steps} ({step}), seed {self._seed}"
+        self.left.append((label, picture, self._progress.copy()))
 
 
-async def cuts_of_a_day(device: Device, tears: list[Tear]) -> Cuts:
+async def cuts_of_a_day(device: Device, tears: list[Tear], seed: int = 0) -> Cuts:
     progress = Progress()
     with Disk(device.folder) as disk:
-        cuts = Cuts(disk, progress, tears)
+        cuts = Cuts(disk, progress, tears, seed)
         disk.before_step = cuts.pull_the_plug
         async with device.opened(background=False) as vault:
             await run(vault, progress)
@@ -71,11 +71,12 @@ async def switch_on(cuts: Cuts, device: Device, folder: Path, *, thorough_every:
         shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("seed", range(SEEDS))
 async def test_a_power_cut_at_every_step(
-    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_threads: None
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_threads: None, seed: int
 ) -> None:
     witness = Witness(monkeypatch)
-    cuts = await cuts_of_a_day(device, list(Tear))
+    cuts = await cuts_of_a_day(device, list(Tear), seed)
     assert len(cuts.left) > 300
     await switch_on(cuts, device, tmp_path / "dead", thorough_every=8)
     assert len(witness.used) > 100

@@ -42,6 +42,11 @@ async def publish(vault: Vault) -> None:
     await vault.publisher.publish()
 
 
+async def checkpoint(vault: Vault) -> None:
+    """SQLite's: the log is copied into the database."""
+    vault.view.database.checkpoint()
+
+
 async def first_large(vault: Vault) -> None:
     inode = await write_file(vault, b"large", noise(300_001, 1))
     await vault.fs.setxattr(inode, b"user.colour", b"red")
@@ -70,7 +75,8 @@ async def removing(vault: Vault) -> None:
 Deed = Callable[[Vault], Awaitable[None]]
 
 DEEDS: tuple[Deed, ...] = (
-    first_large, settle, small, settle, larger, settle, publish, removing, settle, publish,
+    first_large, settle, small, settle, larger, settle, publish, checkpoint, removing,
+    settle, publish, checkpoint,
 )  # fmt: skip
 
 
@@ -89,7 +95,6 @@ async def run(vault: Vault, progress: Progress) -> None:
             progress.local = [now]
             if deed is publish:
                 progress.remote = [now]
-                vault.view.database.checkpoint()
         else:
             await deed(vault)
 
