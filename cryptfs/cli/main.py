@@ -31,7 +31,10 @@ from cryptfs.cli.display import warn
 from cryptfs.cli.init import init
 from cryptfs.cli.key import key
 from cryptfs.cli.log import log
+from cryptfs.cli.login import login
+from cryptfs.cli.logout import logout
 from cryptfs.cli.mount import mount
+from cryptfs.cli.remotes import remotes
 from cryptfs.cli.restore import restore
 from cryptfs.cli.status import status
 from cryptfs.cli.sync import sync
@@ -67,6 +70,8 @@ def cryptfs() -> None:
 
 
 for command in (init, mount, umount, sync, status, log, restore, check, key):
+    cryptfs.add_command(command)
+for command in (remotes, login, logout):
     cryptfs.add_command(command)
 
 

@@ -7,6 +7,7 @@ a URL: session links and tokens are secrets.
 from __future__ import annotations
 
 import email.utils
+import functools
 import ipaddress
 import logging
 import ssl
@@ -45,6 +46,7 @@ def new_client(parallel: int, **options: object) -> httpx.AsyncClient:
     return httpx.AsyncClient(limits=limits, headers=headers, **options)  # type: ignore[arg-type]
 
 
+@functools.cache  # reading them takes 0.1 s, and every client may use the same
 def trusted_authorities() -> ssl.SSLContext:
     """Returns httpx's own authorities and this system's: a NAS may have one made at home."""
     context = httpx.create_ssl_context()
@@ -162,24 +164,25 @@ async def finish(response: httpx.Response) -> None:
 
 
 class Upload(httpx.AsyncByteStream):
-    """A source as the body of a request, a block at a time.
+    """A source from ``offset`` on as the body of a request, a block at a time.
 
     For ``request.stream``. Not a generator, and no file stays open: a request that is cancelled
     or refused in the middle leaves nothing behind that somebody would have to close. Blocks are
     small because the time limit is for one of them.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, offset: int = 0) -> None:
         self._source = source
+        self._offset = offset
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return _Blocks(self._source)
+        return _Blocks(self._source, self._offset)
 
 
 class _Blocks(AsyncIterator[bytes]):
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, offset: int) -> None:
         self._source = source
-        self._offset = 0
+        self._offset = offset
 
     async def __anext__(self) -> bytes:
         block = await read_block(self._source, self._offset, BLOCK)
