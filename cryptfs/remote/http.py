@@ -9,13 +9,14 @@ from __future__ import annotations
 import email.utils
 import functools
 import ipaddress
+import json
 import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NoReturn
 from urllib.parse import urlsplit
 
 import httpx
@@ -113,6 +114,20 @@ def timestamp(text: str) -> float | None:
         return float(email.utils.mktime_tz(parsed)) if parsed else None
     except (ValueError, OverflowError, IndexError):  # a year of five digits, an hour 99999999999
         return None
+
+
+def parse_json(body: bytes) -> Any:
+    """Returns what JSON says. ValueError for all that is none, and for what nests so deeply or
+    holds such numbers (``Infinity``) as no honest answer does.
+    """
+    try:
+        return json.loads(body, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("JSON that nests too deeply") from error
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON")
 
 
 async def read_limited(response: httpx.Response, most: int, name: str) -> bytes:

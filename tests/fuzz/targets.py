@@ -6,6 +6,7 @@ valid inputs, made from fixed randomness, so that mutations of them get past the
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import cbor2
 import httpx
 
 from cryptfs.crypto.password import CHEAPEST, PasswordSlot
-from cryptfs.errors import IntegrityError
+from cryptfs.errors import CryptfsError, IntegrityError
 from cryptfs.format import metadata, pack
 from cryptfs.format.header import Header, encode_header, parse_header
 from cryptfs.format.metadata import Envelope, PartRef
@@ -40,6 +41,13 @@ from cryptfs.format.rows import (
     XattrRow,
 )
 from cryptfs.ids import MAX_EPOCH, ObjectKind
+from cryptfs.remote.gdrive_wire import (
+    Answer,
+    failure,
+    is_error,
+    parse_content_range,
+    parse_file,
+)
 from cryptfs.remote.http import retry_after
 from cryptfs.remote.s3 import _Page
 from cryptfs.remote.webdav import WebDavRemote
@@ -203,6 +211,21 @@ def s3(data: bytes) -> None:
         return
 
 
+def drive(data: bytes) -> None:
+    answer = Answer(200, httpx.Headers([(b"Content-Range", data[:60])]), data)
+    parse_content_range(answer)
+    is_error(data)
+    assert isinstance(failure(answer), CryptfsError)
+    try:
+        files = answer.json().get("files")
+        for entry in files if isinstance(files, list) else ():
+            file = parse_file(entry)
+            assert file.created_time >= 0 or file.created < "1970"
+            assert file.size is None or file.size >= 0
+    except CryptfsError:
+        return
+
+
 def waiting(data: bytes) -> None:
     """The headers that say when to come again."""
     first, _, second = data.partition(b"\n")
@@ -240,6 +263,17 @@ def s3_seeds() -> list[bytes]:
     ]
 
 
+def drive_seeds() -> list[bytes]:
+    file = {
+        "id": "1aB-_" * 6, "name": "packs", "size": "4096", "md5Checksum": "0" * 32,
+        "createdTime": "2026-01-12T10:00:00.000Z", "trashed": False, "mimeType": "text/plain",
+        "appProperties": {"of": "vault"}, "parents": ["root"],
+    }  # fmt: skip
+    error = {"code": 403, "message": "no", "errors": [{"reason": "rateLimitExceeded"}]}
+    answers = ({"files": [file, file], "nextPageToken": "a"}, {"error": error})
+    return [*(json.dumps(answer).encode() for answer in answers), b"bytes 0-4095/4096"]
+
+
 def name_seeds() -> list[bytes]:
     names = [header_name(1), pack_name(bytes(range(16))), commit_name(MAX_EPOCH)]
     return [text.encode() for text in (*names, checkpoint_name(40))]
@@ -262,6 +296,7 @@ TARGETS: Mapping[str, Target] = {
     "name": Target(name, name_seeds),
     "webdav": Target(webdav, webdav_seeds),
     "s3": Target(s3, s3_seeds),
+    "drive": Target(drive, drive_seeds),
     "waiting": Target(
         waiting, lambda: [b"120\n", b"Mon, 12 Jan 2026 10:00:30 GMT\nMon, 12 Jan 2026 10:00:00 GMT"]
     ),
