@@ -322,7 +322,9 @@ class Filesystem:
     # -- attributes ------------------------------------------------------------------------
 
     async def setattr(self, id: int, change: Change) -> Inode:
-        """Sets what ``change`` names, and ctime."""
+        """Sets what ``change`` names, and ctime. A size that it has already is no change: the
+        kernel keeps the times then, and what it shows must be what is kept.
+        """
         await self._gate.passage()
         if change.size is not None:
             if stat.S_ISDIR(self.getattr(id).mode):
@@ -331,7 +333,9 @@ class Filesystem:
         now = self._clock_ns()
         inode = self.getattr(id)
         size = inode.size if change.size is None else change.size
-        mtime_ns = inode.mtime_ns if change.size is None else now
+        if change == Change(size=inode.size):
+            return inode
+        mtime_ns = inode.mtime_ns if size == inode.size else now
         mode = inode.mode
         if change.mode is not None:
             mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(change.mode)

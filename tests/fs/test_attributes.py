@@ -74,12 +74,14 @@ async def test_writing_and_cutting_are_changes(device: Device) -> None:
         times.append(vault.fs.getattr(inode))
         await vault.fs.setattr(inode, Change(size=3))
         times.append(vault.fs.getattr(inode))
-        await vault.fs.setattr(inode, Change(size=3))
+        await vault.fs.setattr(inode, Change(size=9000))
         times.append(vault.fs.getattr(inode))
         for earlier, later in itertools.pairwise(times):
             assert later.mtime_ns == later.ctime_ns > earlier.mtime_ns
             assert later.btime_ns == earlier.btime_ns
             assert later.atime_ns == earlier.atime_ns
+        assert await vault.fs.setattr(inode, Change(size=9000)) == times[-1]
+        assert vault.fs.getattr(inode) == times[-1]
 
 
 async def test_reading_is_no_change(device: Device) -> None:
