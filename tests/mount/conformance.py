@@ -4,7 +4,8 @@
 users for single steps, and prints a JSON object: for each case what every step gave and how
 the case's folder looks in the end. Two folders on filesystems that behave alike print the same.
 
-A step is ``(user, call, *arguments)``. The paths in it are relative to a folder of the case's own.
+A step is ``(user, call, *arguments)``. The paths in it are relative to a folder of the case's own;
+the table's folder is all that the process sees (chroot).
 """
 
 from __future__ import annotations
@@ -237,19 +238,16 @@ class Run:
     def __init__(self, case: Case, folder: Path):
         self.case = case
         self.results: list[Any] = []
-        self._top = folder
+        self._folders = (Path(f"{folder}.{number}") for number in itertools.count())
         self._folder = folder
-        self._folders = 0
         self._steps = iter(case.steps)
         self._held: list[int] = []
         self._umask = 0
         self._times: dict[str, tuple[int, int]] = {}
-        folder.mkdir()
         self._begin()
 
     def _begin(self) -> None:
-        self._folders += 1
-        self._folder = self._top / str(self._folders)
+        self._folder = next(self._folders)
         self._folder.mkdir()
         self._folder.chmod(0o777)
         os.chdir(self._folder)
@@ -355,13 +353,17 @@ def _tree() -> dict[str, list[Any]]:
 
 
 def run(folder: Path) -> dict[str, dict[str, list[Any]]]:
-    """Runs the whole table; the answers by family and title."""
+    """Runs the whole table; the answers by family and title.
+
+    Most steps are root's, and a path could lead out of the folder: the process locks itself in.
+    """
+    os.chroot(folder)
     runs: dict[str, dict[str, Run]] = {}
     numbers = itertools.count()
     for family in FAMILIES:
         cases = list(family())
         runs[family.__name__] = of = {
-            case.title: Run(case, folder / str(next(numbers))) for case in cases
+            case.title: Run(case, Path(f"/{next(numbers)}")) for case in cases
         }
         assert len(of) == len(cases), f"two cases of {family.__name__} have one title"
     everything = [one for family in runs.values() for one in family.values()]
@@ -387,11 +389,17 @@ def owned(kind: str, path: str, mode: int = 0o644, owner: User = OWNER) -> Step:
     return (ROOT, "make_as_root", kind, path, mode, owner)
 
 
+def mode_for(user: User, bits: int) -> int:
+    """Returns the mode that allows ``bits`` to the user's class, and the contrary to the others."""
+    shift = {OWNER: 6, MEMBER: 3, STRANGER: 0}[user]
+    return (bits << shift) | ((7 - bits) * 0o111 & ~(7 << shift))
+
+
 def in_folders() -> Iterator[Case]:
     """What a folder's mode allows whom."""
-    modes = [0o777, 0]
-    modes += [bits << shift for shift in (6, 3, 0) for bits in (5, 3, 6, 7)]
-    for mode, (who, user) in itertools.product(modes, OTHERS.items()):
+    for who, bits in itertools.product(OTHERS, range(8)):
+        user = OTHERS[who]
+        mode = mode_for(user, bits)
         setup = [owned("dir", "d"), owned("regular", "f"), owned("regular", "g")]
         setup += [owned(kind, f"d/{kind}", 0o755) for kind in KINDS]
         setup += [owned("dir", "d/full"), owned("regular", "d/full/x")]
@@ -443,9 +451,8 @@ def in_folders() -> Iterator[Case]:
 
 def on_nodes() -> Iterator[Case]:
     """What a node's mode allows whom."""
-    for kind in ("regular", "dir", "fifo", "symlink"):
-        modes = [0] + [bits << shift for shift in (6, 3, 0) for bits in range(1, 8)]
-        for mode, (who, user) in itertools.product(modes, OTHERS.items()):
+    for kind, (who, user) in itertools.product(("regular", "dir", "fifo"), OTHERS.items()):
+        for mode in (mode_for(user, bits) for bits in range(8)):
             steps: list[Step] = [
                 *((user, "access", "n", what) for what in range(8)),
                 *((user, "open", "n", flags | os.O_NONBLOCK) for flags in (
@@ -490,7 +497,7 @@ def sticky() -> Iterator[Case]:
 def owners() -> Iterator[Case]:
     """chown: who may, and what becomes of the set-id bits."""
     changes = [(-1, -1), (1001, -1), (-1, 2001), (-1, 2002), (1002, 2002), (-1, 65_533), (0, 0)]
-    for kind, mode in itertools.product(KINDS, (0o6555, 0o6644, 0o2755)):
+    for kind, mode in itertools.product(KINDS, (0o6555, 0o6644)):
         for who, user in ALL.items():
             steps: list[Step] = []
             for uid, gid in changes:
@@ -510,10 +517,9 @@ def owners() -> Iterator[Case]:
 def modes() -> Iterator[Case]:
     """chmod: who may set which bits."""
     for kind, (who, user) in itertools.product(KINDS, ALL.items()):
-        for owner, group in ((1001, 2001), (1001, 2002), (1001, 65_533), (65_533, 0)):
+        for owner, group in ((1001, 2001), (1001, 65_533), (65_533, 0)):
             steps: list[Step] = [(ROOT, "lchown", "n", owner, group)]
             for mode in (0, 0o111, 0o777, 0o1777, 0o2755, 0o2745, 0o4755, 0o7777, 0o6644):
-                steps += [(user, "chmod", "n", mode), (ROOT, "lstat", "n")]
                 steps += [(user, "chmod", "to n", mode), (ROOT, "lstat", "n")]
             setup = (owned(kind, "n"), (ROOT, "symlink", "n", "to n"))
             yield Case(f"{kind} of {owner}:{group}, {who}", (*setup, *steps))
@@ -535,7 +541,7 @@ def set_id() -> Iterator[Case]:
         "map": (("write_mapped", "f"),),
     }
     for (what, calls), (who, user) in itertools.product(writes.items(), ALL.items()):
-        for mode in (0o6777, 0o6767, 0o4777, 0o2777, 0o2767, 0o6666):
+        for mode in (0o6777, 0o6767, 0o4777, 0o2777):
             if user is STRANGER and mode & 0o2010 == 0o2000:
                 continue  # see NOT_LIKE_THE_KERNEL
             steps = (
@@ -552,7 +558,7 @@ def making() -> Iterator[Case]:
     """What a new node has of its maker, its folder and the umask."""
     folders = [(0o777, 1001, 2001), (0o2777, 1001, 2001), (0o2777, 0, 65_533), (0o3777, 0, 0)]
     for (mode, uid, gid), (who, user) in itertools.product(folders, ALL.items()):
-        for umask in (0, 0o022, 0o077, 0o777, 0o151):
+        for umask in (0, 0o077, 0o151):
             steps: list[Step] = [
                 (ROOT, "mkdir", "d"),
                 (ROOT, "chown", "d", uid, gid),
@@ -612,7 +618,7 @@ def paths() -> Iterator[Case]:
         "creating no links": os.O_CREAT | os.O_NOFOLLOW | os.O_WRONLY,
         "cutting": os.O_WRONLY | os.O_TRUNC,
     }
-    others = ("f", "d", "full", "absent", "to f", "loop", TOO_LONG)
+    others = ("f", "d", "full", "absent", "loop")
     changing: dict[str, Step] = {
         **{name: (name, PATH) for name in ("bind", "unlink", "rmdir")},
         **{f"make {kind}": ("make", kind, PATH) for kind in (*KINDS, "file")},

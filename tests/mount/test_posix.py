@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -518,6 +519,28 @@ def test_extended_attributes_go_with_the_file(folder: Path) -> None:
 
 
 # -- renaming ----------------------------------------------------------------------------------
+
+
+def test_a_running_program_is_not_written(folder: Path) -> None:
+    program = folder / "program"
+    shutil.copy(shutil.which("sleep") or "", program)
+    with subprocess.Popen([program, "60"]) as running:
+        expect(errno.ETXTBSY, lambda: os.open(program, os.O_WRONLY))
+        expect(errno.ETXTBSY, lambda: os.open(program, os.O_RDWR | os.O_TRUNC))
+        expect(errno.ETXTBSY, lambda: os.truncate(program, 0))
+        program.rename(folder / "renamed")
+        running.kill()
+    os.truncate(folder / "renamed", 0)
+
+
+def test_whoever_overwrites_a_program_keeps_no_set_id_bits(folder: Path) -> None:
+    """Root may keep them; see ``test_conformance`` for other users."""
+    path = folder / "file"
+    for mode in (0o6777, 0o4755, 0o2755):
+        path.write_bytes(b"old")
+        path.chmod(mode)
+        path.write_bytes(b"new")
+        assert stat.S_IMODE(path.stat().st_mode) == (mode if IS_ROOT else mode & 0o777)
 
 
 def test_renaming(folder: Path) -> None:
