@@ -420,6 +420,19 @@ def test_a_new_file_has_the_time_of_now(folder: Path, tmp_path: Path) -> None:
         assert before <= ns <= before + 30 * 10**9
 
 
+def test_what_is_written_later_is_not_older(folder: Path) -> None:
+    """The kernel gives the times of what is written, we those of what is made."""
+    written = folder / "written"
+    for number in range(200):
+        made = folder / f"made {number}"
+        made.touch()
+        written.write_bytes(b"%d" % number)
+        assert made.stat().st_mtime_ns <= written.stat().st_mtime_ns
+        made.write_bytes(b"x")
+        found = made.stat()
+        assert found.st_atime_ns <= found.st_mtime_ns <= found.st_ctime_ns
+
+
 def test_modes(folder: Path) -> None:
     (folder / "file").touch()
     (folder / "dir").mkdir()
