@@ -151,6 +151,30 @@ async def test_access_control_lists_are_refused_not_kept_unread(device: Device) 
         assert vault.fs.listxattr(inode) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        (b"nothing.a", errno.EOPNOTSUPP),
+        (b"user", errno.EOPNOTSUPP),
+        (b".a", errno.EOPNOTSUPP),
+        (b"user.", errno.EINVAL),
+        (b"trusted.", errno.EINVAL),
+    ],
+)
+async def test_only_the_namespaces_of_linux_are_kept(
+    device: Device, name: bytes, code: int
+) -> None:
+    async with device.opened() as vault:
+        inode = await make_file(vault, b"file")
+        with refused(code):
+            await vault.fs.setxattr(inode, name, b"")
+        with refused(code):
+            vault.fs.getxattr(inode, name)
+        with refused(code):
+            await vault.fs.removexattr(inode, name)
+        assert vault.fs.listxattr(inode) == []
+
+
 async def test_xattrs_that_are_too_large(device: Device) -> None:
     async with device.opened() as vault:
         inode = await make_file(vault, b"file")
