@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Answers, Answers]:
     with make_device(top).mount(top / "mnt", allow_other=True) as mount:
         processes = start(top / "plain"), start(mount.path / "folder")
         plain, mounted = (answers(process) for process in processes)
+    shutil.rmtree(top / "plain")  # thousands of nodes, which pytest would keep for long
     return plain, mounted
 
 
