@@ -21,7 +21,7 @@ from cryptfs.fs.files import Files
 from cryptfs.fs.settle import Settler
 from cryptfs.ids import DEVICE_SHIFT, ROOT_INODE, ClockNs, first_id
 from cryptfs.store.progress import Progress
-from cryptfs.store.tree import Entry, Inode, Tree
+from cryptfs.store.tree import PRIVATE_XATTRS, Entry, Inode, Tree
 
 NAME_MAX: Final = 255
 TARGET_MAX: Final = 4095
@@ -351,7 +351,7 @@ class Filesystem:
         return changed
 
     def getxattr(self, id: int, name: bytes) -> bytes:
-        value = self._tree.xattr(id, name)
+        value = None if name.startswith(PRIVATE_XATTRS) else self._tree.xattr(id, name)
         if value is None:
             raise OSError(errno.ENODATA, "no such attribute")
         return value
@@ -366,6 +366,8 @@ class Filesystem:
             # Access control lists. Taken as mere bytes they would make cp and tar believe that
             # the mode was set with them.
             raise OSError(errno.EOPNOTSUPP, "access control lists are not kept")
+        if name.startswith(PRIVATE_XATTRS):
+            raise OSError(errno.EPERM, "these attributes are the vault's own")
         if len(value) > XATTR_VALUE_MAX:
             raise OSError(errno.E2BIG, "attribute too large")
         await self._gate.passage()
