@@ -27,15 +27,18 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 
 from cryptfs.cli.check import check
+from cryptfs.cli.diff import diff
 from cryptfs.cli.display import warn
 from cryptfs.cli.init import init
 from cryptfs.cli.key import key
 from cryptfs.cli.log import log
 from cryptfs.cli.mount import mount
+from cryptfs.cli.points import forget, keep, policy
 from cryptfs.cli.restore import restore
 from cryptfs.cli.status import status
 from cryptfs.cli.sync import sync
 from cryptfs.cli.umount import umount
+from cryptfs.cli.undelete import undelete
 from cryptfs.errors import CryptfsError
 
 INTERRUPTED = 130
@@ -66,7 +69,10 @@ def cryptfs() -> None:
     """
 
 
-for command in (init, mount, umount, sync, status, log, restore, check, key):
+for command in (
+    init, mount, umount, sync, status, log, diff, restore, undelete, keep, forget, policy, check,
+    key,
+):  # fmt: skip
     cryptfs.add_command(command)
 
 

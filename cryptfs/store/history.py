@@ -121,7 +121,7 @@ class PastContent:
             "WHERE inode = ?1 AND idx BETWEEN ?2 AND ?3 AND since <= ?4 UNION ALL "
             "SELECT idx, chunk FROM extent_past "
             "WHERE inode = ?1 AND idx BETWEEN ?2 AND ?3 AND since <= ?4 AND until > ?4"
-            ") AS then LEFT JOIN chunk ON chunk.id = then.chunk",
+            ") AS found LEFT JOIN chunk ON chunk.id = found.chunk",
             (inode, first, last, self.epoch),
         ):
             if chunk[0] is None:

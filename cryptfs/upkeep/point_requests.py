@@ -40,6 +40,7 @@ def answer_request(points: Points, request: Request, now_ns: int) -> Answer:
         case "policy":
             return _policy(points, request, now_ns)
         case "undelete":
+            _refuse_read_only(request)
             return _undelete(points, request, now_ns)
         case other:
             raise CryptfsError(f"unknown request {other!r}")
