@@ -4,6 +4,9 @@ A row of now belongs to epoch ``e`` if ``since <= e``; a past row if ``since <= 
 one key at most one version does, so each question is: the row of now if it is old enough, else
 the newest past version that began in time. The two classes answer as ``Tree`` and ``Content``
 do, and change nothing.
+
+What reads a whole table says ``+since``: with the index of that column it would jump through
+the table row by row.
 """
 
 from __future__ import annotations
@@ -78,8 +81,8 @@ class PastTree:
         """Returns (inodes, bytes of all files). Reads all versions."""
         row = self._execute(
             "SELECT count(*), coalesce(sum(size), 0) FROM ("
-            "SELECT size, nlink FROM inode WHERE since <= ?1 UNION ALL "
-            "SELECT size, nlink FROM inode_past WHERE since <= ?1 AND until > ?1) WHERE nlink > 0",
+            "SELECT size, nlink FROM inode WHERE +since <= ?1 UNION ALL SELECT size, nlink "
+            "FROM inode_past WHERE +since <= ?1 AND +until > ?1) WHERE nlink > 0",
             (self.epoch,),
         ).fetchone()
         assert row is not None
@@ -240,8 +243,8 @@ class _Names:
     def __init__(self, database: Database, epoch: int):
         self.folders: dict[int, dict[bytes, int]] = {}
         for parent, name, inode in database.rows(
-            "SELECT parent, name, inode FROM dirent WHERE since <= ?1 UNION ALL "
-            "SELECT parent, name, inode FROM dirent_past WHERE since <= ?1 AND until > ?1",
+            "SELECT parent, name, inode FROM dirent WHERE +since <= ?1 UNION ALL "
+            "SELECT parent, name, inode FROM dirent_past WHERE +since <= ?1 AND +until > ?1",
             (epoch,),
         ):
             self.folders.setdefault(parent, {})[name] = inode
@@ -249,8 +252,8 @@ class _Names:
         self.versions = {
             row[0]: _Version._make(row[1:])
             for row in database.rows(
-                f"SELECT id, {columns} FROM inode WHERE since <= ?1 UNION ALL "
-                f"SELECT id, {columns} FROM inode_past WHERE since <= ?1 AND until > ?1",
+                f"SELECT id, {columns} FROM inode WHERE +since <= ?1 UNION ALL "
+                f"SELECT id, {columns} FROM inode_past WHERE +since <= ?1 AND +until > ?1",
                 (epoch,),
             )
         }

@@ -174,8 +174,8 @@ LATER_TABLES: Final = """
 CREATE TABLE IF NOT EXISTS confirmed (
     name BLOB PRIMARY KEY
 );
--- Names in restore points. Costs 2 µs when a published name goes, and a folder in which many
--- have gone is walked in time that does not depend on how many.
+-- Names in restore points: without it each look-up reads all names that ever left the folder.
+-- What it costs when a published name goes cannot be measured (88 µs with and without).
 CREATE INDEX IF NOT EXISTS dirent_past_name ON dirent_past (parent, name, since);
 """
 
