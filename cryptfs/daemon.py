@@ -29,7 +29,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
@@ -58,6 +58,7 @@ from cryptfs.sync.metered import is_metered
 from cryptfs.sync.policy import PublishPolicy
 from cryptfs.sync.publish import Upload
 from cryptfs.unlock import Unlocked
+from cryptfs.upkeep.points import RestorePoint
 from cryptfs.vault import Surroundings, Vault, noting_damage, open_vault
 
 log = logging.getLogger(__name__)
@@ -81,8 +82,11 @@ READ_AHEAD_KIB: Final = 1024
 class Mount:
     """One mounted vault and those who ask it things."""
 
-    def __init__(self, vault: Vault, remote: Stack, request: MountRequest):
+    def __init__(
+        self, vault: Vault, remote: Stack, request: MountRequest, at: RestorePoint | None = None
+    ):
         self._vault = vault
+        self._at = at
         self._remote = remote
         self._request = request
         self._policy = PublishPolicy(
@@ -108,7 +112,13 @@ class Mount:
     async def serve(self, report_ready: Callable[[], None]) -> None:
         """Serves until unmounted; then settles, publishes, and returns."""
         vault, mountpoint = self._vault, self._request.mountpoint
-        handlers = Handlers(vault.fs, vault.disk.statvfs, read_only=self._request.read_only)
+        handlers = Handlers(
+            vault.fs,
+            vault.disk.statvfs,
+            history=vault.history(None if self._at is None else self._at.epoch),
+            read_only=self._request.read_only,
+            show_history=self._request.show_history,
+        )
         _mount(handlers, self._request)
         mounted = True
         try:
@@ -204,6 +214,11 @@ class Mount:
             case "limit":
                 self._limit(request)
                 await send_message(stream, self.status() | {"done": True})
+            case "keep" | "forget" | "policy" | "undelete":
+                answer = await self._vault.answer_about_points(
+                    request | {"read_only": self._request.read_only}
+                )
+                await send_message(stream, answer | {"done": True})
             case "leave":
                 self._publish_at_end = bool(request.get("publish", True))
                 await send_message(stream, {"done": True})
@@ -259,6 +274,7 @@ class Mount:
             "read_only": self._request.read_only,
             "device": self._request.device_name,
             "epoch": progress.published_epoch,
+            "at": None if self._at is None else self._at.epoch,
             "published_at": None if last is None else format_time(last.time_ns),
             "published_by": None if last is None else last.device_name,
             "dirty_bytes": vault.dirty.size_bytes,
@@ -376,7 +392,10 @@ async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
     try:
         for notice in vault.notices:
             log.warning("%s", notice)
-        mount = Mount(vault, remote, request)
+        at = None if request.at is None else vault.points.find(request.at, around.clock_ns())
+        if at is not None:
+            request = replace(request, read_only=True)
+        mount = Mount(vault, remote, request, at)
         with noting_damage(vault.view.state):
             await mount.serve(
                 lambda: report(

@@ -32,7 +32,7 @@ async def mounted(device: Device, *, read_only: bool = False) -> AsyncIterator[H
 
 
 def handlers_of(vault: Vault, *, read_only: bool = False) -> Handlers:
-    return Handlers(vault.fs, vault.disk.statvfs, read_only=read_only)
+    return Handlers(vault.fs, vault.disk.statvfs, history=vault.history(), read_only=read_only)
 
 
 @contextmanager

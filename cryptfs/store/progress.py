@@ -106,6 +106,10 @@ class Progress:
             )
         ]
 
+    def count_epochs(self) -> int:
+        """Returns how many published epochs are known."""
+        return int(self._database.value("SELECT count(*) FROM epoch"))
+
     def last_published(self) -> PublishedEpoch | None:
         row = self._database.row(
             "SELECT epoch.number, time_ns, epoch.device, coalesce(device.name, '?'), digest "

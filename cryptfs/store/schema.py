@@ -174,6 +174,9 @@ LATER_TABLES: Final = """
 CREATE TABLE IF NOT EXISTS confirmed (
     name BLOB PRIMARY KEY
 );
+-- Names in restore points: without it each look-up reads all names that ever left the folder.
+-- What it costs when a published name goes cannot be measured (88 µs with and without).
+CREATE INDEX IF NOT EXISTS dirent_past_name ON dirent_past (parent, name, since);
 """
 
 
@@ -202,4 +205,4 @@ END;
 
 def schema() -> str:
     """Returns the SQL that makes an empty state."""
-    return _TABLES + LATER_TABLES + "".join(_twin(table) for table in TREE_TABLES)
+    return _TABLES + "".join(_twin(table) for table in TREE_TABLES) + LATER_TABLES

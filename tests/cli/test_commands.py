@@ -48,7 +48,8 @@ COMMANDS = list(commands())
 
 def test_all_commands_are_there() -> None:
     assert {" ".join(words) for words in COMMANDS} == {
-        "init", "mount", "umount", "sync", "status", "log", "restore", "check", "key show",
+        "init", "mount", "umount", "sync", "status", "log", "diff", "restore", "undelete", "keep",
+        "forget", "policy", "check", "key show",
         "key list", "key add-password", "key change-password", "key remove-password",
         "login icloud", "login gdrive", "login webdav", "remotes",
         "logout icloud", "logout gdrive", "logout webdav",
@@ -270,7 +271,9 @@ def test_status_and_sync(machine: Machine) -> None:
 
 def test_log(machine: Machine) -> None:
     (one,) = machine.do("log", "--json", *machine.password, machine.vault).json()
-    assert one.keys() == {"epoch", "time", "device", "device_number", "digest"}
+    assert one.keys() == {
+        "epoch", "time", "device", "device_number", "digest", "name", "added", "changed", "removed",
+    }  # fmt: skip
     assert (one["epoch"], one["device"]) == (1, "desk")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", one["time"])
     assert re.search(r"1 +\d{4}-.* desk", machine.do("log", *machine.password, machine.vault).out)
