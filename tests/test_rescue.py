@@ -33,9 +33,14 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "rescue"
 CHECKPOINT = 4
 LAST_EPOCH = len(EPOCHS) + 2
 
+States = dict[int, dict[bytes, Any]]
+"""Of each epoch every path and what is seen of it, in the words of the golden vault."""
+
 
 class Run:
-    def __init__(self, folder: Path, *args: str, key: str | None = None, password: str = "") -> None:
+    def __init__(
+        self, folder: Path, *args: str, key: str | None = None, password: str = ""
+    ) -> None:
         """Runs the script beside ``folder``; the secret lies in a file there."""
         secret = folder.parent / "secret"
         secret.write_text(password or (key or "\n".join(KEY.lines())) + "\n", encoding="utf-8")
@@ -88,10 +93,12 @@ def test_the_golden_vault(golden: Path, tmp_path: Path, password: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def long_vault(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, dict[bytes, Any]]]:
+def long_vault(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, States]:
     """A vault with commits of many parts and a checkpoint, and what was in it at each epoch."""
     folder = tmp_path_factory.mktemp("long") / "desk"
-    states: dict[int, dict[bytes, Any]] = {}
+    states: States = {}
 
     async def make() -> None:
         device = await make_vault(folder)
@@ -120,7 +127,7 @@ def long_vault(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int
 @pytest.mark.parametrize("epoch", range(2, LAST_EPOCH + 1))
 @pytest.mark.parametrize("pruned", [False, True], ids=["all commits", "from the checkpoint"])
 def test_every_epoch_is_as_it_was(
-    long_vault: tuple[Path, dict[int, dict[bytes, Any]]], tmp_path: Path, epoch: int, pruned: bool
+    long_vault: tuple[Path, States], tmp_path: Path, epoch: int, pruned: bool
 ) -> None:
     remote, states = long_vault
     assert sorted(states) == list(range(2, LAST_EPOCH + 1))
@@ -135,9 +142,7 @@ def test_every_epoch_is_as_it_was(
     assert seen_on_disk(tmp_path / "out") == states[epoch]
 
 
-def test_the_head_without_its_commits(
-    long_vault: tuple[Path, dict[int, dict[bytes, Any]]], tmp_path: Path
-) -> None:
+def test_the_head_without_its_commits(long_vault: tuple[Path, States], tmp_path: Path) -> None:
     folder = shutil.copytree(long_vault[0], tmp_path / "vault")
     shutil.rmtree(folder / "commits")
     run = Run(folder, "out")
@@ -179,7 +184,7 @@ def test_a_list(golden: Path) -> None:
     assert [line.split(",")[0] for line in run.out.splitlines()[:6]] == [
         f"epoch {number}" for number in range(1, 7)
     ]
-    assert "drwxr-x---   1000   1000               0 2023-11-14 22:13:20 UTC documents/2023" in run.out
+    assert "drwxr-x---               0 2023-11-14 22:13:20 UTC documents/2023" in run.out
     assert not [line for line in run.out.splitlines() if line.endswith("sparse")]
 
 
@@ -208,7 +213,9 @@ def test_a_missing_pack(golden: Path, tmp_path: Path) -> None:
             path.unlink()
     run = Run(golden, "out")
     assert run.code == 4 and "cannot be read: No such file" in run.err
-    assert (tmp_path / "out/documents").is_dir() and not (tmp_path / "out/documents/letter").exists()
+    assert (tmp_path / "out/documents").is_dir() and not (
+        tmp_path / "out/documents/letter"
+    ).exists()
 
 
 def test_a_damaged_checkpoint_is_gone_around(golden: Path, tmp_path: Path) -> None:
@@ -317,9 +324,12 @@ def test_folders_a_thousand_deep(tmp_path: Path) -> None:
         return device
 
     device = trio.run(make)
-    run = Run(device.remote_folder, str(tmp_path / "out"))
-    assert (run.code, run.err) == (0, "")
-    assert "1,201 done" in run.out
+    try:
+        run = Run(device.remote_folder, str(tmp_path / "out"))
+        assert (run.code, run.err) == (0, "")
+        assert "1,201 done" in run.out
+    finally:  # pytest's own clearing away is recursive
+        subprocess.run(["rm", "-rf", str(tmp_path / "out")], check=True)
 
 
 def test_wrong_secrets(golden: Path, tmp_path: Path) -> None:
@@ -327,7 +337,7 @@ def test_wrong_secrets(golden: Path, tmp_path: Path) -> None:
     run = Run(golden, "out", key=mistyped)
     assert run.code == 3 and "in these of its lines: [1]" in run.err
     run = Run(golden, "out", key="0" * 64)
-    assert run.code == 3 and "the key of another vault" in run.err
+    assert run.code == 3 and "no vault that opens with this key" in run.err
     run = Run(golden, "out", key="1234")
     assert run.code == 3 and "64 digits" in run.err
     run = Run(golden, "out", password="another")
@@ -355,7 +365,7 @@ def test_costs_that_would_stop_the_machine(golden: Path) -> None:
 @pytest.mark.parametrize("epoch", ["0", "7", "-1"])
 def test_an_epoch_that_is_not_there(golden: Path, tmp_path: Path, epoch: str) -> None:
     run = Run(golden, "out", f"--epoch={epoch}")
-    assert run.code == 1 and f"epoch {epoch} cannot be given; the nearest are" in run.err
+    assert run.code == 1 and f"epoch {epoch} cannot be given; near are" in run.err
     assert not (tmp_path / "out").exists()
 
 
