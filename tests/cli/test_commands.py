@@ -385,6 +385,22 @@ def test_json_of_a_path_of_this_machine(capsys: pytest.CaptureFixture[str]) -> N
     assert os.fsencode(json.loads(said)["mountpoint"]) == b"/\xff/\xc3\xa4"
 
 
+def test_check_of_a_sample(filled: Machine) -> None:
+    said = filled.do("check", "--sample", "5%", *filled.password, filled.vault)
+    assert "every chunk of the sample opens" in said.err
+    seed = re.search(r"Reading 5% of the packs; --seed (\d+) reads the same", said.err)
+    assert seed is not None
+    again = ["check", "--sample", "5%", "--seed", seed[1], *filled.password, filled.vault]
+    assert filled.do(*again).err == said.err
+    for wrong in ("5", "0%", "101%", "nan%", "%", "much"):
+        said = filled.run("check", "--sample", wrong, *filled.password, filled.vault)
+        assert said.code == 2 and f"--sample {wrong} is no share" in said.err
+    said = filled.run("check", "--sample", "5%", "--data", *filled.password, filled.vault)
+    assert said.code == 2 and "give one of them" in said.err
+    said = filled.run("check", "--seed", "1", *filled.password, filled.vault)
+    assert said.code == 2 and "give --sample too" in said.err
+
+
 def test_a_notice_is_no_failure(filled: Machine) -> None:
     (filled.vault / "desktop.ini").touch()
     said = filled.do("check", *filled.password, filled.vault)

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from cryptfs.format.header import Header, encode_header
-from cryptfs.format.names import header_name
+from cryptfs.format.names import header_name, pack_name
 from cryptfs.store.spool import spool_file
 from cryptfs.unlock import Unlocked
 from cryptfs.upkeep.check import check
+from cryptfs.upkeep.check_packs import EVERYTHING, Sample
 from cryptfs.upkeep.findings import Finding, Severity
 from cryptfs.vault import open_vault, open_view
 from tests.device import Device, noise, write_file
@@ -51,6 +52,35 @@ async def test_progress_ends_at_the_total(full: Device) -> None:
             view, listed, data=True, on_bytes=lambda done, total: told.append((done, total))
         )
     assert told[-1][0] == told[-1][1] > 0
+
+
+def test_a_sample_is_the_same_for_its_seed() -> None:
+    names = [b"%016d" % number for number in range(200)]
+    chosen = Sample(0.05, 7).of(names)
+    assert len(chosen) == 10
+    assert Sample(0.05, 7).of(names[::-1]) == chosen != Sample(0.05, 8).of(names)
+    assert chosen < Sample(0.1, 7).of(names) < EVERYTHING.of(names) == frozenset(names)
+    assert len(Sample(0.05, 7).of(names[:3])) == 1, "never none"
+    assert frozenset().union(*(Sample(0.05, seed).of(names) for seed in range(200))) == set(names)
+
+
+async def test_a_sample_opens_its_packs_and_no_others(full: Device) -> None:
+    names = sorted(full.objects("packs"))
+    async with viewing(full) as view:
+        packs = [row[0] for row in view.database.rows("SELECT name FROM pack")]
+    assert len(packs) > 1
+    for name in packs:
+        flip(full.remote_folder / pack_name(name), 70)
+    listed = await full.remote().list("")
+    told: list[tuple[int, int]] = []
+    sample = Sample(0.01, 3)
+    async with viewing(full) as view:
+        found = await check(
+            view, listed, sample=sample, on_bytes=lambda done, total: told.append((done, total))
+        )
+    assert kinds(found) == [("pack-damaged", pack_name(name)) for name in sample.of(packs)]
+    assert len(found) == 1 and told[-1][0] == told[-1][1] > 0
+    assert sorted(full.objects("packs")) == names
 
 
 # -- each kind of object, removed, cut, flipped ------------------------------------------------
