@@ -27,6 +27,7 @@ from cryptfs.errors import IntegrityError, UsageError
 from cryptfs.upkeep.check import check as check_vault
 from cryptfs.upkeep.check_packs import Sample
 from cryptfs.upkeep.findings import Finding, Severity
+from cryptfs.upkeep.repair import repair as put_back
 from cryptfs.vault import open_view
 
 _WORDS: Final = {Severity.LOSS: "LOSS", Severity.RISK: "RISK", Severity.NOTICE: "notice"}
@@ -53,6 +54,7 @@ _WORDS: Final = {Severity.LOSS: "LOSS", Severity.RISK: "RISK", Severity.NOTICE: 
     type=click.IntRange(0, (1 << 32) - 1),
     help="Read the packs that --sample read with this seed.",
 )
+@click.option("--repair", is_flag=True, help="Put back packs that this device still has.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON, a list.")
 def check(
     place: str,
@@ -60,11 +62,13 @@ def check(
     data: bool,
     sample: float | None,
     seed: int | None,
+    repair: bool,
     as_json: bool,
 ) -> int:
     """Check that every object of VAULT is there, sealed right, and needed.
 
-    Changes nothing. Ends with exit code 4 when something is damaged or missing.
+    Changes nothing, unless --repair is given. Ends with exit code 4 when something is damaged or
+    missing.
     """
     if data and sample is not None:
         raise UsageError("--data reads everything, --sample some of it; give one of them")
@@ -74,7 +78,7 @@ def check(
     if sample is not None:
         chosen = Sample(sample, random_seed() if seed is None else seed)
         say(f"Reading {sample * 100:g}% of the packs; --seed {chosen.seed} reads the same ones.")
-    findings = trio.run(_check, place, secret, data, chosen)
+    findings = trio.run(_check, place, secret, data, chosen, repair)
     if as_json:
         show_json([finding_as_json(finding) for finding in findings])
     else:
@@ -100,7 +104,7 @@ def random_seed() -> int:
 
 
 async def _check(
-    place: str, secret: SecretSource, data: bool, sample: Sample | None
+    place: str, secret: SecretSource, data: bool, sample: Sample | None, repair: bool
 ) -> list[Finding]:
     around = surroundings()
     remote = remote_of(place)
@@ -114,6 +118,17 @@ async def _check(
             for notice in notices:
                 warn(notice)
             with progress_bar("Checking") as on_bytes:
+                found = await check_vault(view, listed, data=data, sample=sample, on_bytes=on_bytes)
+            if not repair:
+                return found
+            repaired = await put_back(view, found)
+            for name in repaired:
+                say(f"Put back from this device: {name}.")
+            if not repaired:
+                say("Nothing was repaired: nothing needs it that this device still has.")
+                return found
+            with progress_bar("Checking again") as on_bytes:
+                listed = await remote.list("")
                 return await check_vault(view, listed, data=data, sample=sample, on_bytes=on_bytes)
     finally:
         await remote.close()

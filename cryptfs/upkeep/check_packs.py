@@ -162,14 +162,7 @@ class PackCheck:
 
     async def _open_pack(self, pack: _Pack) -> int:
         """Opens every chunk of the pack; returns how many sealed bytes they have."""
-        chunks = [
-            _Chunk(row[0], row[1], ChunkPlace._make(row[2:]))
-            for row in self._source.database.rows(
-                "SELECT id, digest, piece, offset, stored, plain, codec FROM chunk "
-                "WHERE pack = ? ORDER BY offset",
-                (pack.id,),
-            )
-        ]
+        chunks = _chunks_of(self._source, pack.id)
         try:
             data = await self._read(pack)
         except IntegrityError as error:
@@ -221,6 +214,28 @@ class _Chunk(NamedTuple):
     id: int
     digest: bytes | None
     place: ChunkPlace
+
+
+def _chunks_of(source: Checkable, pack: int) -> list[_Chunk]:
+    return [
+        _Chunk(row[0], row[1], ChunkPlace._make(row[2:]))
+        for row in source.database.rows(
+            "SELECT id, digest, piece, offset, stored, plain, codec FROM chunk "
+            "WHERE pack = ? ORDER BY offset",
+            (pack,),
+        )
+    ]
+
+
+async def is_whole(source: Checkable, name: str, data: bytes) -> bool:
+    """Whether ``data`` is the pack of this object's name: its size, and every chunk in it."""
+    for id, raw, size in source.database.rows("SELECT id, name, size FROM pack"):
+        if pack_name(raw) == name:
+            chunks = _chunks_of(source, id)
+            return len(data) == size and not await trio.to_thread.run_sync(
+                _damaged_chunks, source.keys, name, data, chunks
+            )
+    return False
 
 
 def _damaged_chunks(keys: VaultKeys, name: str, data: bytes, chunks: list[_Chunk]) -> list[int]:

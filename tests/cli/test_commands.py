@@ -401,6 +401,20 @@ def test_check_of_a_sample(filled: Machine) -> None:
     assert said.code == 2 and "give --sample too" in said.err
 
 
+def test_check_repairs_from_the_cache(filled: Machine) -> None:
+    said = filled.do("check", "--repair", "--data", *filled.password, filled.vault)
+    assert "Nothing was repaired" in said.err and "All is well" in said.err
+    (pack,) = (filled.vault / "packs").iterdir()
+    before = pack.read_bytes()
+    (spool,) = filled.folder.rglob("spool")
+    (spool.parent / "cache" / pack.name).write_bytes(before)
+    pack.unlink()
+    said = filled.do("check", "--repair", *filled.password, filled.vault)
+    assert f"Put back from this device: packs/{pack.name}." in said.err
+    assert "All is well" in said.err
+    assert pack.read_bytes() == before
+
+
 def test_a_notice_is_no_failure(filled: Machine) -> None:
     (filled.vault / "desktop.ini").touch()
     said = filled.do("check", *filled.password, filled.vault)
