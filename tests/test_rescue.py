@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import os
+import runpy
 import shutil
 import stat
 import subprocess
@@ -15,19 +16,22 @@ from typing import Any
 import pytest
 import trio
 
+from cryptfs.format.metadata import Envelope, encode_checkpoint, object_digest
+from cryptfs.format.names import checkpoint_name, commit_name
+from cryptfs.format.rows import RowBatch
 from cryptfs.fs.filesystem import Change
 from cryptfs.ids import CHUNK_SIZE, ROOT_INODE, ObjectKind
 from cryptfs.store import exchange
 from cryptfs.sync import publish
 from tests.device import Device, find, look, make_folder, make_vault, noise, write_file
-from tests.format.test_stranger import TREE
-from tests.format.test_stranger import vault as strangers_vault
+from tests.format.by_hand import RANDOM, TREE
+from tests.format.by_hand import vault as vault_by_hand
 from tests.golden.generate import EPOCHS, VAULT, describe
 from tests.golden.test_golden import GOLDEN, seen_on_disk
 from tests.threats.test_15_hostile_names import HOSTILE, body
 from tests.upkeep.test_restore import flip, restored, tree_of
 from tests.upkeep.vaults import make_full_vault
-from tests.vectors.seeded import KEY, compress, forge
+from tests.vectors.seeded import KEY, KEYS, compress, forge
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "rescue"
 CHECKPOINT = 4
@@ -160,22 +164,49 @@ def test_it_restores_what_cryptfs_restores(tmp_path: Path) -> None:
     assert (tmp_path / "theirs/fifo").is_fifo()
 
 
-def test_the_strangers_vault(tmp_path: Path) -> None:
-    """Holes, chunks that are shorter and longer than their span, gone keys, several parts."""
-    for name, data in strangers_vault().items():
-        path = tmp_path / "vault" / name
+def store(folder: Path, objects: dict[str, bytes]) -> Path:
+    for name, data in objects.items():
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    assert Run(tmp_path / "vault", "out").code == 0
-    top = tmp_path / "out"
+    return folder
+
+
+def contents(top: Path) -> dict[bytes, bytes | None]:
+    """The bytes of every file, the target of every link, None for a folder."""
     found: dict[bytes, bytes | None] = {}
     for path in top.rglob("*"):
         name = b"/" + os.fsencode(path.relative_to(top))
-        found[name] = (
-            os.fsencode(os.readlink(path)) if path.is_symlink()
-            else None if path.is_dir() else path.read_bytes()
-        )  # fmt: skip
-    assert found == TREE
+        if path.is_symlink():
+            found[name] = os.fsencode(os.readlink(path))
+        else:
+            found[name] = None if path.is_dir() else path.read_bytes()
+    return found
+
+
+def test_a_vault_made_by_hand(tmp_path: Path) -> None:
+    """Holes, chunks that are shorter and longer than their span, gone keys, several parts."""
+    assert Run(store(tmp_path / "vault", vault_by_hand()), "out").code == 0
+    assert contents(tmp_path / "out") == TREE
+
+
+def test_a_checkpoint_made_by_hand(tmp_path: Path) -> None:
+    """Of what the script itself has read of two epochs; the third comes on top."""
+    objects = vault_by_hand()
+    early = store(tmp_path / "early", {name: data for name, data in objects.items()
+                                       if not name.startswith("commits/0000000003")})  # fmt: skip
+    rescue = runpy.run_path(str(SCRIPT))
+    history = rescue["History"](str(early), rescue["secret_of"]("".join(KEY.lines())))
+    rows = {table: [tuple(row) for row in live.values()] for table, live in history.live.items()}
+    rows["epoch"] = [row for row in rows["epoch"] if row[0] == 2]
+    digest = object_digest(objects[commit_name(2)])
+    envelope = Envelope(2, 0, 1, "laptop", digest, True)
+    objects[checkpoint_name(2)] = encode_checkpoint(envelope, RowBatch(rows), KEYS, RANDOM)
+    del objects[commit_name(1)], objects[commit_name(2)]
+    assert Run(store(tmp_path / "vault", objects), "out").code == 0
+    assert contents(tmp_path / "out") == TREE
+    run = Run(tmp_path / "vault", "old", "--epoch", "1")
+    assert run.code == 1 and "epoch 1 cannot be given; near are [2, 3]" in run.err
 
 
 def test_a_list(golden: Path) -> None:
