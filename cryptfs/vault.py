@@ -44,6 +44,7 @@ from cryptfs.sync.packs import Packs
 from cryptfs.sync.publish import Publisher
 from cryptfs.sync.pull import Puller
 from cryptfs.unlock import SlotRequest, Unlocked, keep_header, new_slot
+from cryptfs.upkeep.gc import Collector
 
 log = logging.getLogger(__name__)
 
@@ -173,6 +174,10 @@ class Vault:
             clock_ns=around.clock_ns, random_bytes=around.random_bytes,
         )  # fmt: skip
         self.puller = Puller(view.database, view.progress, view.remote, view.keys)
+        self.collector = Collector(
+            view, self.settler, self._sealing, self.publisher, clock_ns=around.clock_ns,
+            on_dropped=view.packs.forget_dropped,
+        )  # fmt: skip
 
     async def recover(self) -> None:
         """Ends what a dead process left: its packs, its journal, its unlinked files."""

@@ -178,6 +178,7 @@ class Progress:
         self._database.execute("DELETE FROM publication")
         self._database.execute("DELETE FROM publication_part")
         self._database.execute("DELETE FROM confirmed")
+        self._database.execute("DELETE FROM place_gone WHERE epoch <= ?", (publication.epoch,))
         self.note_epoch(publication.epoch, publication.time_ns, self.device, publication.digest)
 
     def note_epoch(self, epoch: int, time_ns: int, device: int, digest: bytes) -> None:

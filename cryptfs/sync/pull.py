@@ -154,7 +154,7 @@ class Puller:
             if epoch == 1:
                 self._clear()
             async for batch in self._batches(envelope, first, ObjectKind.COMMIT):
-                apply_commit(self._database, batch)
+                apply_commit(self._database, batch, epoch)
         self._progress.note_epoch(epoch, envelope.time_ns, envelope.device, object_digest(data))
         self._progress.set_dedup(envelope.dedup)
 
