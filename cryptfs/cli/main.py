@@ -28,6 +28,7 @@ import click
 
 from cryptfs.cli.check import check
 from cryptfs.cli.display import warn
+from cryptfs.cli.gc import gc
 from cryptfs.cli.init import init
 from cryptfs.cli.key import key
 from cryptfs.cli.log import log
@@ -66,7 +67,7 @@ def cryptfs() -> None:
     """
 
 
-for command in (init, mount, umount, sync, status, log, restore, check, key):
+for command in (init, mount, umount, sync, status, log, restore, check, gc, key):
     cryptfs.add_command(command)
 
 

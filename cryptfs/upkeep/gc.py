@@ -63,6 +63,7 @@ from cryptfs.upkeep.gc_plan import (
     Limits,
     LinePlan,
     Plan,
+    Report,
     Sum,
     plan_line,
     plan_packs,
@@ -97,26 +98,6 @@ class Keeping:
     @property
     def grace_ns(self) -> int:
         return self.grace_days * DAY_NS
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a clean-up did."""
-
-    forgotten: int = 0
-    """Restore points."""
-    condemned: int = 0
-    """Packs that begin their grace period now."""
-    moved: Sum = NOTHING
-    """Chunks that were repacked, and their sealed bytes."""
-    dropped: int = 0
-    """Packs that are no part of the vault any more."""
-    deleted: Sum = NOTHING
-    """Objects that are gone from the remote, of every kind."""
-    waiting: Sum = NOTHING
-    """Packs in their grace period."""
-    problems: tuple[str, ...] = ()
-    """What could not be done and why, each one sentence."""
 
 
 class Collector:
@@ -224,6 +205,8 @@ class Collector:
     async def run(self, limits: Limits = EVERYTHING) -> Report:
         """Cleans up. Raises what publishing raises: a later run goes on where this one ended."""
         async with self._lock:
+            if self._source.progress.publication() is not None:
+                await self._publisher.publish()  # perhaps what an earlier clean-up left
             plan, usage = await self._plan(limits)
             run = _Run(plan)
             await self._forget(run)

@@ -218,3 +218,62 @@ class Plan:
         """What is deleted from the remote."""
         count = len(self.line.commits) + len(self.line.checkpoints) + len(self.dead)
         return Sum(count, self.line_bytes + sum(one.size for one in self.dead))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a clean-up did."""
+
+    forgotten: int = 0
+    """Restore points."""
+    condemned: int = 0
+    """Packs that begin their grace period now."""
+    moved: Sum = NOTHING
+    """Chunks that were repacked, and their sealed bytes."""
+    dropped: int = 0
+    """Packs that are no part of the vault any more."""
+    deleted: Sum = NOTHING
+    """Objects that are gone from the remote, of every kind."""
+    waiting: Sum = NOTHING
+    """Packs in their grace period."""
+    problems: tuple[str, ...] = ()
+    """What could not be done and why, each one sentence."""
+
+
+def plan_message(plan: Plan) -> dict[str, object]:
+    """The plan as docs/COMMANDS.md describes it; ``*_bytes`` are bytes."""
+    packs = plan.packs
+    return {
+        "forget_restore_points": plan.forget,
+        "condemn_packs": len(packs.condemn) + len(packs.move),
+        "condemn_bytes": packs.condemn_bytes + packs.moved_size_bytes,
+        "repack_packs": len(packs.move),
+        "repack_bytes": packs.move_bytes,
+        "drop_packs": len(packs.drop),
+        "drop_bytes": packs.drop_bytes,
+        "delete_commits": len(plan.line.commits),
+        "delete_checkpoints": len(plan.line.checkpoints),
+        "delete_objects": plan.delete.count,
+        "delete_bytes": plan.delete.size_bytes,
+        "waiting_packs": packs.waiting.count,
+        "waiting_bytes": packs.waiting.size_bytes,
+        "pack_bytes": plan.kept_size_bytes,
+        "needed_bytes": plan.kept_live_bytes,
+        "nothing_to_do": plan.is_empty,
+    }
+
+
+def report_message(report: Report) -> dict[str, object]:
+    """The report as docs/COMMANDS.md describes it."""
+    return {
+        "forgotten_restore_points": report.forgotten,
+        "condemned_packs": report.condemned,
+        "repacked_chunks": report.moved.count,
+        "repacked_bytes": report.moved.size_bytes,
+        "dropped_packs": report.dropped,
+        "deleted_objects": report.deleted.count,
+        "deleted_bytes": report.deleted.size_bytes,
+        "waiting_packs": report.waiting.count,
+        "waiting_bytes": report.waiting.size_bytes,
+        "problems": list(report.problems),
+    }
