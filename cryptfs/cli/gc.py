@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 import trio
 
@@ -84,9 +86,11 @@ def _agreed(plan: Message, dry_run: bool, yes: bool, as_json: bool) -> bool:
             show(line)
     if dry_run:
         return False
-    if yes or not (plan["delete_objects"] or plan["drop_packs"]):
+    if yes or plan["nothing_to_do"]:
         return True
-    if not click.confirm("Delete these objects from the vault?", err=True):
+    if not sys.stdin.isatty():
+        raise UsageError("nobody is there to be asked; add --yes to clean up, or --dry-run to look")
+    if not click.confirm("Do this? What is forgotten or deleted does not come back", err=True):
         raise CryptfsError("nothing was changed")
     return True
 
@@ -111,7 +115,7 @@ def plan_lines(plan: Message) -> list[str]:
         objects = count(plan["delete_objects"], "object")
         lines.append(f"Delete {objects} ({format_size(plan['delete_bytes'])}).")
     if plan["waiting_packs"]:
-        lines.append(f"{packs('waiting').capitalize()} stay set aside for now.")
+        lines.append(f"Still set aside: {packs('waiting')}.")
     return lines or ["There is nothing to clean up."]
 
 
