@@ -21,6 +21,20 @@ KEPT_CHECKPOINTS: Final = 2
 
 MOST_MOVED_PACKS: Final = 256
 
+WORTH_SHARE: Final = 1 / 16
+WORTH_BYTES: Final = 64 << 20
+"""Packs are repacked when that gives back this share of all packs, or so many bytes: a little
+every day would move the same bytes again and again."""
+
+LEAST_GAIN: Final = 1 / 8
+"""Of what is repacked, at least this share is given back."""
+
+LOOSE: Final = 1.4
+TIGHT: Final = 1.35
+"""When all packs are ``LOOSE`` times what is needed of them, they are brought down to ``TIGHT``."""
+
+NEARLY_FULL: Final = 0.75
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -106,20 +120,29 @@ def plan_packs(
 
 
 def _worth_moving(packs: Sequence[PackUse], most_bytes: int) -> list[PackUse]:
-    """Returns packs less than half alive, the emptiest first, if repacking them gives room back.
+    """Returns packs to be repacked, the emptiest first, so many that most room is given back.
 
-    A few bytes in a pack of 4 KiB would only move to another one of 4 KiB.
+    Those less than half alive; and others too while all packs together are much larger than
+    what is needed of them, for many small packs are full of filling.
     """
-    sparse = sorted((pack for pack in packs if 0 < 2 * pack.live < pack.size), key=_share)
-    chosen: list[PackUse] = []
-    moved = 0
-    for pack in sparse[:MOST_MOVED_PACKS]:
-        if moved + pack.live > most_bytes:
-            break
-        chosen.append(pack)
+    used = [pack for pack in packs if pack.live]
+    whole, live = sum(pack.size for pack in used), sum(pack.live for pack in used)
+    is_loose = whole > LOOSE * live
+    fullest = NEARLY_FULL if is_loose else 0.5
+    best, best_gain = 0, 0
+    moved = before = 0
+    sparse = sorted((pack for pack in used if _share(pack) < fullest), key=_share)
+    for count, pack in enumerate(sparse[:MOST_MOVED_PACKS], 1):
         moved += pack.live
-    before = sum(pack.size for pack in chosen)
-    return chosen if 4 * (before - _size_of_packs(moved)) >= before > 0 else []
+        if moved > most_bytes:
+            break
+        before += pack.size
+        gain = before - _size_of_packs(moved)
+        if gain > best_gain and gain >= before * LEAST_GAIN:
+            best, best_gain = count, gain
+            if is_loose and whole - gain <= TIGHT * live:
+                break
+    return sparse[:best] if best_gain >= min(whole * WORTH_SHARE, WORTH_BYTES) else []
 
 
 def _share(pack: PackUse) -> float:
