@@ -170,6 +170,8 @@ class Progress:
         self._database.execute("INSERT OR IGNORE INTO confirmed VALUES (?)", (name,))
 
     def note_refused(self, epoch: int) -> None:
+        # What it dropped is still part of the vault for everybody else.
+        self._database.execute("DELETE FROM dead_object WHERE epoch >= ?", (epoch,))
         self._database.execute("UPDATE publication SET refused = 1 WHERE epoch = ?", (epoch,))
 
     def note_published(self, publication: Publication) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cryptfs.errors import RollbackError
+from cryptfs.errors import EpochTaken, RollbackError
 from cryptfs.format.names import NameKind, parse_name
 from cryptfs.ids import ROOT_INODE
 from cryptfs.store import exchange
@@ -398,6 +398,28 @@ async def test_foreign_objects_survive(device: Device, monkeypatch: pytest.Monke
     assert report.problems[0].startswith("checkpoints/0000000003.000 stays, because")
     for name in FOREIGN:
         assert (device.remote_folder / name).read_bytes() == b"not ours".ljust(4096)
+
+
+async def test_nothing_dies_by_an_epoch_that_another_device_won(
+    device: Device, tmp_path: Path
+) -> None:
+    await filled(device)
+    later(device, 1)
+    await collect(device)
+    later(device, GRACE_DAYS + 1)
+    second = device.second(tmp_path / "laptop")
+    async with device.opened(background=False) as vault:
+        keep(vault)
+        async with second.opened(background=False) as other:
+            await write_file(other, b"first", b"come")
+            await other.publisher.publish()
+            await other.publisher.checkpoint()
+        before = device.objects()
+        for _ in range(2):
+            with pytest.raises(EpochTaken):
+                await vault.collector.run()
+        assert vault.collector._garbage.dead_objects() == []
+    assert device.objects() == before
 
 
 async def test_a_pack_of_a_foreign_name_that_has_a_row_again_is_not_deleted(device: Device) -> None:
