@@ -11,6 +11,7 @@ import pytest
 from cryptfs.errors import EpochTaken, RollbackError
 from cryptfs.format.names import NameKind, parse_name
 from cryptfs.ids import ROOT_INODE
+from cryptfs.remote.base import Remote
 from cryptfs.store import exchange
 from cryptfs.store.garbage import DeadObject
 from cryptfs.sync import publish as publish_module
@@ -21,6 +22,7 @@ from cryptfs.upkeep.gc_plan import DAY_NS, GRACE_DAYS, Report
 from cryptfs.upkeep.retention import Policy
 from cryptfs.vault import Vault, open_view
 from tests.device import Device, find, look, noise, read_file, write_file
+from tests.remotes.faulty import FaultyRemote
 from tests.vectors.seeded import KEY, KEYS
 
 NOW_ONLY = Keeping(Policy(hours=1, daily=0, weekly=0, monthly=0, yearly=0))
@@ -432,3 +434,18 @@ async def test_a_pack_of_a_foreign_name_that_has_a_row_again_is_not_deleted(devi
         await vault.collector.run()
         assert vault.collector._garbage.dead_objects() == []
     assert name in device.objects("packs")
+
+
+async def test_the_trash_is_emptied_when_something_was_deleted(device: Device) -> None:
+    await filled(device)
+    lines: list[FaultyRemote] = []
+
+    def around(remote: Remote) -> Remote:
+        lines.append(FaultyRemote(remote))
+        return lines[-1]
+
+    device.around_remote = around
+    for days, purges in ((1, 0), (GRACE_DAYS + 1, 1), (1, 0)):
+        later(device, days)
+        await collect(device)
+        assert sum(call.verb == "purge" for call in lines[-1].calls) == purges
