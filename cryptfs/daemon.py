@@ -55,9 +55,10 @@ from cryptfs.remote.location import open_remote
 from cryptfs.remote.stack import Stack, Treatment
 from cryptfs.remote.verifying import Verify
 from cryptfs.sync.metered import is_metered
-from cryptfs.sync.policy import PublishPolicy
+from cryptfs.sync.policy import Housekeeping, PublishPolicy
 from cryptfs.sync.publish import Upload
 from cryptfs.unlock import Unlocked
+from cryptfs.upkeep.gc_plan import plan_message, report_message
 from cryptfs.upkeep.points import RestorePoint
 from cryptfs.vault import Surroundings, Vault, noting_damage, open_vault
 
@@ -97,6 +98,7 @@ class Mount:
             spooled_bytes=vault.view.content.spooled_bytes,
             paused=vault.view.state.is_paused,
             is_metered=is_metered if self._spares_the_network() else None,
+            housekeeping=Housekeeping(vault.collector.is_due, vault.collector.run_in_background),
         )
         self._publish_at_end = True
         self._problem: CryptfsError | None = None
@@ -219,6 +221,8 @@ class Mount:
                     request | {"read_only": self._request.read_only}
                 )
                 await send_message(stream, answer | {"done": True})
+            case "clean up":
+                await self._clean_up(request, stream)
             case "leave":
                 self._publish_at_end = bool(request.get("publish", True))
                 await send_message(stream, {"done": True})
@@ -249,6 +253,17 @@ class Mount:
                 await self._policy.publish_now()
             nursery.cancel_scope.cancel()
         await send_message(stream, self.status() | {"done": True})
+
+    async def _clean_up(self, request: Message, stream: trio.SocketStream) -> None:
+        """Cleans up, or says what that would do."""
+        collector = self._vault.collector
+        if request.get("plan"):
+            answer = plan_message(await collector.plan())
+        elif self._request.read_only:
+            raise CryptfsError("the vault is mounted read-only; mount it for writing to clean up")
+        else:
+            answer = report_message(await collector.run())
+        await send_message(stream, answer | {"done": True})
 
     def _limit(self, request: Message) -> None:
         """Sets the limits that the request names; 0 lifts one."""

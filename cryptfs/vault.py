@@ -45,6 +45,7 @@ from cryptfs.sync.packs import Packs
 from cryptfs.sync.publish import Publisher
 from cryptfs.sync.pull import Puller
 from cryptfs.unlock import SlotRequest, Unlocked, keep_header, new_slot
+from cryptfs.upkeep.gc import Collector, Keeping
 from cryptfs.upkeep.point_requests import Answer, Request, answer_request
 from cryptfs.upkeep.points import Points
 
@@ -178,6 +179,14 @@ class Vault:
         )  # fmt: skip
         self.puller = Puller(view.database, view.progress, view.remote, view.keys)
         self.points = Points(view.database, view.tree, view.progress)
+        self.collector = Collector(
+            view, self.settler, self._sealing, self.publisher, clock_ns=around.clock_ns,
+            keeping=self._keeping, on_dropped=view.packs.forget_dropped,
+        )  # fmt: skip
+
+    def _keeping(self) -> Keeping:
+        """What a clean-up keeps. Raises NewerFormat: then nothing is cleaned up."""
+        return Keeping(self.points.policy(), self.points.pins(), self.points.dropped())
 
     async def recover(self) -> None:
         """Ends what a dead process left: its packs, its journal, its unlinked files."""

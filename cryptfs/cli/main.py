@@ -29,6 +29,7 @@ import click
 from cryptfs.cli.check import check
 from cryptfs.cli.diff import diff
 from cryptfs.cli.display import warn
+from cryptfs.cli.gc import gc
 from cryptfs.cli.init import init
 from cryptfs.cli.key import key
 from cryptfs.cli.log import log
@@ -74,7 +75,7 @@ def cryptfs() -> None:
 
 for command in (
     init, mount, umount, sync, status, log, diff, restore, undelete, keep, forget, policy, check,
-    key,
+    gc, key,
 ):  # fmt: skip
     cryptfs.add_command(command)
 for command in (remotes, login, logout):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from cryptfs.format.names import PACKS
 from cryptfs.remote.base import ObjectInfo
+from cryptfs.store.garbage import Garbage
 from cryptfs.upkeep.check_commits import CommitCheck
 from cryptfs.upkeep.check_headers import check_headers
 from cryptfs.upkeep.check_packs import EVERYTHING, OnBytes, PackCheck, Sample
@@ -40,6 +41,8 @@ async def check(
         data=EVERYTHING if data else sample, on_bytes=on_bytes
     )
     findings += check_rows(source.database)
+    for dead in Garbage(source.database).dead_objects():
+        inventory.claim(dead.name)  # the next clean-up deletes it
     findings += _unclaimed(inventory)
     return sorted(findings, key=lambda finding: -finding.severity)
 

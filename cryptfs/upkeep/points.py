@@ -78,6 +78,10 @@ class Points:
         """Returns the names of epochs that are kept whatever the policy says."""
         return _pins(self._tree.settings())
 
+    def dropped(self) -> frozenset[int]:
+        """Returns the epochs that somebody forgot by hand."""
+        return frozenset(_numbers(self._tree.settings(), _FORGET))
+
     def policy(self) -> Policy:
         """Returns what is kept. Raises NewerFormat for a policy of a later cryptfs."""
         stored = self._tree.settings().get(_POLICY)
@@ -103,8 +107,7 @@ class Points:
 
         Asked at each step into it, so the answer is kept until the points change.
         """
-        dropped = frozenset(_numbers(self._tree.settings(), _FORGET))
-        state = (self._progress.published_epoch, self._progress.count_epochs(), dropped)
+        state = (self._progress.published_epoch, self._progress.count_epochs(), self.dropped())
         if self._folders[0] == state:
             return self._folders[1]
         found: dict[bytes, RestorePoint] = {}
