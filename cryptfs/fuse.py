@@ -292,8 +292,11 @@ class Handlers(pyfuse3.Operations):
         return self._reader(inode).getxattr(inode, name)
 
     @answers_errno
-    async def listxattr(self, inode: int, ctx: object) -> list[bytes]:
-        return self._reader(inode).listxattr(inode)
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        names = self._reader(inode).listxattr(inode)
+        if ctx.uid == 0:
+            return names
+        return [name for name in names if not name.startswith(b"trusted.")]
 
     @answers_errno
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: object) -> None:
@@ -308,13 +311,20 @@ class Handlers(pyfuse3.Operations):
     # -- open files ------------------------------------------------------------------------
 
     @answers_errno
-    async def open(self, inode: int, flags: int, ctx: object) -> FileInfo:
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> FileInfo:
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
             self._refuse_changes(inode)
         if self._history.has(inode):
             self._history.getattr(inode)
             return _file_info(inode)
-        await self._fs.open(inode, truncate=bool(flags & os.O_TRUNC), keep_times=True)
+        if not flags & os.O_TRUNC:
+            await self._fs.open(inode)
+        else:
+            before = self._fs.getattr(inode).mode
+            await self._fs.open(inode, truncate=True, by_root=ctx.uid == 0, keep_times=True)
+            if self._fs.getattr(inode).mode != before:
+                # The kernel takes the set-id bits away by itself, but not here.
+                pyfuse3.invalidate_inode(inode, attr_only=True)
         return _file_info(inode)
 
     @answers_errno

@@ -38,6 +38,7 @@ HOMES: Final = {
     "obstore": {"remote"},
     "pyicloud": {"remote"},
     "requests": {"remote"},  # what pyicloud speaks through
+    "keyring": {"remote"},
     "google_auth_oauthlib": {"remote"},
     "oauthlib": {"remote"},
     "pyfuse3": {"fuse", "fuse_wait", "daemon"},

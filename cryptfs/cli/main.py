@@ -32,8 +32,11 @@ from cryptfs.cli.display import warn
 from cryptfs.cli.init import init
 from cryptfs.cli.key import key
 from cryptfs.cli.log import log
+from cryptfs.cli.login import login
+from cryptfs.cli.logout import logout
 from cryptfs.cli.mount import mount
 from cryptfs.cli.points import forget, keep, policy
+from cryptfs.cli.remotes import remotes
 from cryptfs.cli.restore import restore
 from cryptfs.cli.status import status
 from cryptfs.cli.sync import sync
@@ -73,6 +76,8 @@ for command in (
     init, mount, umount, sync, status, log, diff, restore, undelete, keep, forget, policy, check,
     key,
 ):  # fmt: skip
+    cryptfs.add_command(command)
+for command in (remotes, login, logout):
     cryptfs.add_command(command)
 
 

@@ -6,6 +6,8 @@
 ``s3://BUCKET/PREFIX?endpoint=URL``   a bucket, anywhere S3 is spoken
 ``webdav+https://USER@HOST/FOLDER``   a folder on a WebDAV server
 ``webdav+http://localhost:PORT/``     the same, on this machine only
+``gdrive:FOLDER``                     a folder in Google Drive
+``icloud:FOLDER``                     a folder in iCloud Drive
 ==================================  ==================================================
 
 Each cloud is imported where it is used: a folder has no need of any, and starts at once.
@@ -23,8 +25,6 @@ from cryptfs.errors import UsageError
 from cryptfs.remote.base import Remote
 from cryptfs.remote.folder import FolderRemote
 
-# Listed, because any other folder may have a colon in its name.
-LATER_KINDS: Final = ("icloud", "gdrive")
 SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -39,8 +39,6 @@ def open_remote(url: str, logins: Path) -> Remote:
     kind = kind.lower()
     if colon and kind in KINDS:
         return KINDS[kind](url, logins)
-    if colon and kind in LATER_KINDS:
-        raise UsageError(f"cannot use {kind}: vaults yet; give a folder")
     if scheme := SCHEME.match(url):
         raise UsageError(f"cannot use {scheme[0]} vaults; give a folder")
     return FolderRemote(Path(url))
@@ -65,9 +63,24 @@ def _webdav(url: str, logins: Path) -> Remote:
     return WebDavRemote.from_url(url, logins)
 
 
+def _gdrive(url: str, logins: Path) -> Remote:
+    from cryptfs.remote.gdrive import GoogleDriveRemote
+
+    return GoogleDriveRemote.from_url(url, logins)
+
+
+def _icloud(url: str, logins: Path) -> Remote:
+    from cryptfs.remote.icloud.remote import ICloudRemote
+
+    return ICloudRemote.from_url(url, logins)
+
+
+# Listed, because any other folder may have a colon in its name.
 KINDS: Final[Mapping[str, Callable[[str, Path], Remote]]] = {
     "file": _file,
     "s3": _s3,
     "webdav+https": _webdav,
     "webdav+http": _webdav,
+    "gdrive": _gdrive,
+    "icloud": _icloud,
 }

@@ -63,6 +63,15 @@ class S3Profile:
         self._kept: S3Keys | None = None
         self._until = datetime.min.replace(tzinfo=UTC)
 
+    @property
+    def name(self) -> str:
+        """The profile's: as given, or as the environment says, or ``default``."""
+        return self._name
+
+    def has_keys(self) -> bool:
+        """Whether there are keys, or a program that prints them; runs nothing. LoginNeeded."""
+        return self._stored() is not None or self._command() is not None
+
     def setting(self, name: str, *variables: str) -> str | None:
         """A setting of the environment or of ``~/.aws/config``: ``region``, ``endpoint_url``."""
         for variable in variables:
@@ -91,14 +100,11 @@ class S3Profile:
         }
 
     def _find(self) -> S3Keys:
-        config = self._config()
-        for place in (self._variables(), self._credentials(), config):
-            access, secret = place.get("aws_access_key_id"), place.get("aws_secret_access_key")
-            if access and secret:
-                return S3Keys(access, secret, place.get("aws_session_token") or None)
-        command = self._credentials().get("credential_process") or config.get("credential_process")
-        if command:
+        if (stored := self._stored()) is not None:
+            return stored
+        if (command := self._command()) is not None:
             return _run(command, self._name)
+        config = self._config()
         if config.get("sso_session") or config.get("sso_start_url") or config.get("role_arn"):
             raise LoginNeeded(
                 f"the S3 profile {self._name} signs in through SSO or a role, which cryptfs does "
@@ -109,6 +115,19 @@ class S3Profile:
             f"there are no S3 keys for the profile {self._name}; put them into ~/.aws/credentials, "
             "or into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
+
+    def _stored(self) -> S3Keys | None:
+        for place in (self._variables(), self._credentials(), self._config()):
+            access, secret = place.get("aws_access_key_id"), place.get("aws_secret_access_key")
+            if access and secret:
+                return S3Keys(access, secret, place.get("aws_session_token") or None)
+        return None
+
+    def _command(self) -> str | None:
+        for place in (self._credentials(), self._config()):
+            if command := place.get("credential_process"):
+                return command
+        return None
 
     def _variables(self) -> Mapping[str, str]:
         if self._given is not None:

@@ -57,7 +57,7 @@ from cryptfs.store.content import Content, SpooledPack
 from cryptfs.store.database import Database
 from cryptfs.store.exchange import checkpoint_batches, commit_batches
 from cryptfs.store.progress import Progress, Publication
-from cryptfs.store.spool import NAME_SIZE, Spool, spool_file
+from cryptfs.store.spool import NAME_SIZE, Spool, spool_file, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -417,6 +417,7 @@ class Publisher:
 
 
 def _write_durably(path: Path, data: bytes) -> None:
+    """Both the bytes and the name: a row will say that the file is there."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
@@ -426,5 +427,6 @@ def _write_durably(path: Path, data: bytes) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+        sync_folder(path.parent)
     except OSError as error:
         raise OutOfSpace(f"cannot write to {path.parent}: {error.strerror}") from error

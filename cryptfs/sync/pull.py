@@ -163,6 +163,12 @@ class Puller:
     ) -> AsyncIterator[RowBatch]:
         """Yields the rows of all parts in the order they were written, one in memory at a time."""
         for part in envelope.parts:
-            data = await self._remote.get(pack_name(part.name))
+            try:
+                data = await self._remote.get(pack_name(part.name))
+            except ObjectNotFound:
+                raise IntegrityError(
+                    f"{pack_name(part.name)} is missing, a part of what epoch {envelope.epoch} "
+                    "says: the vault cannot be read beyond it"
+                ) from None
             yield parse_part(data, part, self._keys, of=kind, epoch=envelope.epoch)
         yield first

@@ -45,10 +45,10 @@ def test_a_folder_that_is_no_vault(machine: Machine) -> None:
     assert f"cryptfs init {machine.folder}/empty" in said.err
 
 
-def test_a_kind_of_place_that_comes_later(machine: Machine) -> None:
+def test_a_cloud_without_a_login(machine: Machine) -> None:
     said = machine.run("mount", *machine.password, "gdrive:vault", machine.mountpoint)
-    assert said.code == 2
-    assert "cannot use gdrive: vaults yet" in said.err
+    assert said.code == 6
+    assert "no login for Google Drive on this device; run: cryptfs login gdrive" in said.err
 
 
 @contextmanager

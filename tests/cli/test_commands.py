@@ -51,6 +51,8 @@ def test_all_commands_are_there() -> None:
         "init", "mount", "umount", "sync", "status", "log", "diff", "restore", "undelete", "keep",
         "forget", "policy", "check", "key show",
         "key list", "key add-password", "key change-password", "key remove-password",
+        "login icloud", "login gdrive", "login webdav", "remotes",
+        "logout icloud", "logout gdrive", "logout webdav",
     }  # fmt: skip
 
 
@@ -58,7 +60,7 @@ def test_all_commands_are_there() -> None:
 def test_help_has_an_example(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--help"]) == 0
     said = capsys.readouterr().out
-    assert re.search(rf"Examples?:\n  cryptfs {' '.join(words)} ", said)
+    assert re.search(rf"Examples?:\n  cryptfs {' '.join(words)}[ \n]", said)
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

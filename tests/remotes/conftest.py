@@ -15,6 +15,7 @@ from cryptfs.remote.s3 import S3Remote, parse_address
 from cryptfs.remote.webdav import WebDavRemote
 from cryptfs.remote.webdav_login import WebDavLogin
 from cryptfs.remote.webdav_login import parse_address as parse_webdav_address
+from tests.remotes.icloud import icloud, icloud_logins, icloud_remote
 from tests.remotes.servers import (
     KEYS,
     PASSWORD,
@@ -23,6 +24,9 @@ from tests.remotes.servers import (
     rclone_server,
     wsgidav_server,
 )
+
+# Fixtures that are defined where their double is.
+__all__ = ["icloud", "icloud_logins", "icloud_remote"]
 
 
 @contextmanager

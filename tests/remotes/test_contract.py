@@ -22,6 +22,8 @@ from cryptfs.remote.verifying import Verify, VerifyingRemote
 from tests.remotes.faulty import FaultyRemote
 from tests.remotes.memory import MemoryRemote
 
+pytest_plugins = ["tests.remotes.gdrive_fixtures"]
+
 WRAPPERS: dict[str, Callable[[Remote], Remote]] = {
     "faulty": FaultyRemote,
     "retrying": RetryingRemote,
@@ -33,7 +35,13 @@ WRAPPERS: dict[str, Callable[[Remote], Remote]] = {
 }
 
 KINDS = ["memory", "folder", "folder without links", "folder with claims", *WRAPPERS]
-SERVED = {"s3": "s3", "webdav wsgidav": "webdav_wsgidav", "webdav rclone": "webdav_rclone"}
+SERVED = {
+    "s3": "s3",
+    "webdav wsgidav": "webdav_wsgidav",
+    "webdav rclone": "webdav_rclone",
+    "gdrive": "gdrive_remote",
+    "icloud": "icloud_remote",
+}
 """Kinds that have a server, and the fixture that gives a remote there."""
 
 

@@ -34,8 +34,10 @@ def test_a_folder(url: str, path: str) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("icloud:Backups", "cannot use icloud: vaults yet"),
-        ("gdrive:", "cannot use gdrive: vaults yet"),
+        ("icloud:", "folder in iCloud Drive is missing"),
+        ("icloud:a/../b", "cannot be the name of a folder"),
+        ("gdrive:", "names no folder in Google Drive"),
+        ("gdrive:a/../b", "names no folder in Google Drive"),
         ("s3:bucket/prefix", "names no bucket"),
         ("s3://bucket/../up", "cannot be the prefix"),
         ("s3://bucket/a//b", "cannot be the prefix"),
@@ -68,6 +70,10 @@ def test_what_cannot_be_used_is_refused_with_the_reason(url: str, message: str) 
 @pytest.mark.parametrize(
     ("url", "kind", "again"),
     [
+        ("icloud:a/b", "ICloudRemote", "icloud:a/b"),
+        ("iCloud:/a b/", "ICloudRemote", "icloud:a b"),
+        ("gdrive:a/b", "GoogleDriveRemote", "gdrive:a/b"),
+        ("GDrive:/a b/", "GoogleDriveRemote", "gdrive:a b"),
         ("s3://bucket", "S3Remote", "s3://bucket"),
         ("S3://bucket/a/b/", "S3Remote", "s3://bucket/a/b"),
         (
