@@ -376,6 +376,20 @@ def test_wrong_secrets(golden: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("secret", [" - ".join(KEY.lines()), GOLDEN["password"]])
+def test_a_secret_that_is_typed(golden: Path, secret: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "ignore", str(SCRIPT), str(golden), "--list"],
+        input=secret + "\n",
+        capture_output=True,
+        timeout=60,
+        start_new_session=True,  # without a terminal, so that it reads what is given here
+        text=True,
+    )
+    assert done.returncode == 0 and "epoch 6, published" in done.stdout
+    assert secret not in done.stdout + done.stderr
+
+
 def test_an_altered_header_opens_nothing(golden: Path) -> None:
     header = golden / "headers/000001"
     header.write_bytes(header.read_bytes().replace(b'"label":"golden"', b'"label":"holden"'))
