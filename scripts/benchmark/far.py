@@ -75,7 +75,7 @@ class FarServer:
             async with client, await trio.open_tcp_stream(*self._behind) as server:
                 client.setsockopt(trio.socket.IPPROTO_TCP, trio.socket.TCP_NODELAY, 1)
                 await self._pass_on(_Side(client, h11.SERVER), _Side(server, h11.CLIENT))
-        except (trio.BrokenResourceError, h11.ProtocolError):
+        except (OSError, trio.BrokenResourceError, h11.ProtocolError):
             # Either went away in the middle: so does the other, and who asked asks again.
             return
 
