@@ -8,16 +8,22 @@ An epoch is applied in one transaction, so dying in the middle leaves the epoch 
 A device that was away for so long that a clean-up removed the commits it needs begins anew from
 the newest checkpoint, if everything of it is published. The checkpoint has to agree with every
 epoch that both know.
+
+While one is applied, the commits of the next are on their way: far off each takes a round trip.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
+import trio
+
+from cryptfs.concurrency import open_nursery
 from cryptfs.crypto.keys import VaultKeys
-from cryptfs.errors import IntegrityError, ObjectNotFound, RollbackError
+from cryptfs.errors import CryptfsError, IntegrityError, ObjectNotFound, RollbackError
 from cryptfs.format.metadata import (
     Envelope,
     object_digest,
@@ -43,6 +49,9 @@ from cryptfs.store.schema import PLACE_TABLES, TREE_TABLES
 
 log = logging.getLogger(__name__)
 
+COMMITS_AHEAD: Final = 4
+"""Commits on their way while one is applied; each may be 16 MiB, and is in memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
@@ -54,6 +63,15 @@ class Pulled:
     head: int
     applied: int
     diverged: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Coming:
+    """A commit on its way here; once ``done`` is set there is ``data``, or an ``error``."""
+
+    done: trio.Event = field(default_factory=trio.Event)
+    data: bytes = b""
+    error: CryptfsError | None = None
 
 
 class Puller:
@@ -68,9 +86,9 @@ class Puller:
 
         Raises RollbackError, IntegrityError, VaultUnreachable; then nothing was changed.
         """
-        epochs = await self._epochs(COMMITS)
-        head = max(epochs, default=0)
         seen = self._progress.published_epoch
+        commits, checkpoints = await self._look(with_checkpoints=seen == 0)
+        head = max(commits, default=0)
         is_overtaken = False
         if not accept_rollback:
             is_overtaken = await self._refuse_rollback(head, seen)
@@ -82,11 +100,12 @@ class Puller:
             return Pulled(head, 0, diverged=True)
         start = seen
         if seen == 0 or is_overtaken:
-            start = await self._start_from_checkpoint(head, seen)
+            if is_overtaken:
+                checkpoints = await self._epochs(CHECKPOINTS)
+            start = await self._start_from_checkpoint(checkpoints, head, seen)
             if start < seen:
                 raise _gone(seen, head)
-        for epoch in range(start + 1, head + 1):
-            await self._apply(epoch)
+        await self._apply_all(range(start + 1, head + 1))
         return Pulled(head, head - seen)
 
     async def _refuse_rollback(self, head: int, seen: int) -> bool:
@@ -122,17 +141,29 @@ class Puller:
             return False
         return object_digest(await self._remote.get(commit_name(head))) == publication.digest
 
+    async def _look(self, *, with_checkpoints: bool) -> tuple[list[int], list[int]]:
+        """Returns the epochs of the commits and checkpoints that are there, in one round trip."""
+        found: dict[str, list[int]] = {CHECKPOINTS: []}
+
+        async def look(prefix: str) -> None:
+            found[prefix] = await self._epochs(prefix)
+
+        async with open_nursery() as nursery:
+            nursery.start_soon(look, COMMITS)
+            if with_checkpoints:
+                nursery.start_soon(look, CHECKPOINTS)
+        return found[COMMITS], found[CHECKPOINTS]
+
     async def _epochs(self, prefix: str) -> list[int]:
         names = [parse_name(info.name) for info in await self._remote.list(prefix)]
         return sorted(name.number for name in names if name is not None)
 
-    async def _start_from_checkpoint(self, head: int, seen: int = 0) -> int:
+    async def _start_from_checkpoint(self, epochs: list[int], head: int, seen: int) -> int:
         """Fills the state anew from the newest checkpoint above ``seen`` that opens; returns its
         epoch, or 0.
         """
         known = self._digests()
-        epochs = [epoch for epoch in await self._epochs(CHECKPOINTS) if seen < epoch <= head]
-        for epoch in reversed(epochs):
+        for epoch in reversed([epoch for epoch in epochs if seen < epoch <= head]):
             try:
                 data = await self._remote.get(checkpoint_name(epoch))
                 envelope, first = parse_checkpoint(data, self._keys, epoch)
@@ -172,14 +203,36 @@ class Puller:
                     "was changed"
                 )
 
-    async def _apply(self, epoch: int) -> None:
+    async def _apply_all(self, epochs: range) -> None:
+        """Applies these epochs in order. One that does not come fails when its turn has come."""
+        coming = {epoch: _Coming() for epoch in epochs}
+        async with open_nursery() as nursery:
+            for epoch in epochs[:COMMITS_AHEAD]:
+                nursery.start_soon(self._fetch, epoch, coming[epoch])
+            for epoch in epochs:
+                commit = coming.pop(epoch)
+                await commit.done.wait()
+                if epoch + COMMITS_AHEAD in coming:
+                    further = epoch + COMMITS_AHEAD
+                    nursery.start_soon(self._fetch, further, coming[further])
+                if commit.error is not None:
+                    raise commit.error
+                await self._apply(epoch, commit.data)
+
+    async def _fetch(self, epoch: int, commit: _Coming) -> None:
         try:
-            data = await self._remote.get(commit_name(epoch))
-        except ObjectNotFound:
-            raise IntegrityError(
+            commit.data = await self._remote.get(commit_name(epoch))
+        except ObjectNotFound as error:
+            commit.error = IntegrityError(
                 f"the commit of epoch {epoch} is missing, and later ones are there: the vault "
                 "cannot be read beyond it"
-            ) from None
+            )
+            commit.error.__cause__ = error
+        except CryptfsError as error:
+            commit.error = error
+        commit.done.set()
+
+    async def _apply(self, epoch: int, data: bytes) -> None:
         envelope, first = parse_commit(data, self._keys, epoch)
         if envelope.parent != self._progress.published_digest:
             raise IntegrityError(

@@ -1,11 +1,12 @@
 """A device that is killed while it publishes, is started again, is killed again …
 
-    python -m tests.sync.dying_publisher FOLDER DEATHS SEED
+    python -m tests.sync.dying_publisher FOLDER DEATHS SEED [CLOUD PORT]
 
 Each life is a process of its own and ends as with kill -9, right before a step that reaches the
-disk or the remote; which one is drawn by chance. A life that finds nothing to publish makes the
-next round of changes first, so each round is one epoch. The last life dies of nothing. Prints,
-as JSON, how many lives and deaths there were.
+disk or the remote; which one is drawn by chance. With a cloud, whose double listens at the port,
+the vault is there, and each piece that is sent is a step too. A life that finds nothing to
+publish makes the next round of changes first, so each round is one epoch. The last life dies of
+nothing. Prints, as JSON, how many lives and deaths there were.
 
 The lives are forked from a process that has imported everything and runs no threads.
 """
@@ -17,9 +18,11 @@ import json
 import os
 import random
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +30,7 @@ import trio
 
 from cryptfs.format import pack as pack_format
 from cryptfs.remote.base import Remote
+from cryptfs.remote.http import trusted_authorities
 from cryptfs.remote.stack import Stack
 from cryptfs.store import exchange
 from cryptfs.store.database import Database
@@ -34,9 +38,10 @@ from cryptfs.sync import publish as publish_module
 from cryptfs.vault import Vault, init_vault
 from tests.device import START_NS, STEPS, Device, find, make_folder, noise, write_file
 from tests.remotes.faulty import Call, FaultyRemote
+from tests.sync.clouds import cloud_remote
 from tests.vectors.seeded import KEY
 
-MOST_STEPS: Final = 150
+MOST_STEPS: Final = {None: 150, "gdrive": 250, "icloud": 450}
 """A publication of one round takes about so many, so that some lives end well."""
 
 FILES: Final = 4
@@ -74,6 +79,8 @@ class Fate:
         for name in STEPS:
             setattr(os, name, self._before(getattr(os, name)))
         Database.commit = self._before(Database.commit)  # type: ignore[method-assign]
+        for name in ("send", "sendall"):
+            setattr(socket.socket, name, self._before(getattr(socket.socket, name)))
 
     def count(self, steps: int) -> None:
         self._left = steps
@@ -100,7 +107,18 @@ def refuse_links(*_: object, **__: object) -> None:
     raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
 
-async def live(folder: Path, number: int, steps: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the vault is: beside the local state, or in a cloud."""
+
+    cloud: str | None = None
+    port: int = 0
+
+    def remote(self, beside: Remote, logins: Path) -> Remote:
+        return beside if self.cloud is None else cloud_remote(self.cloud, self.port, logins)
+
+
+async def live(folder: Path, number: int, steps: int, place: Place) -> None:
     """One life, with ``steps`` before its death in publishing; 0 for none."""
     pack_format.MAX_OBJECT = 256 << 10  # type: ignore[misc]
     exchange.BATCH_BYTES = 1000  # type: ignore[misc]
@@ -110,12 +128,13 @@ async def live(folder: Path, number: int, steps: int) -> None:
     fate = Fate()
 
     def around(remote: Remote) -> Remote:
+        remote = place.remote(remote, folder / "logins")
         return Stack(FaultyRemote(remote, fate.note))
 
     device = Device(folder, seed=f"life {number}", around_remote=around)
     device.clock.now_ns = START_NS + number * 10**9
     if number == 0:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         await init_vault(device.remote(), device.surroundings(), KEY, None)
     async with device.opened(background=False) as vault:
         assert vault.notices == []
@@ -127,12 +146,12 @@ async def live(folder: Path, number: int, steps: int) -> None:
         fate.count(0)
 
 
-def fork_life(folder: Path, number: int, steps: int) -> bool:
+def fork_life(folder: Path, number: int, steps: int, place: Place) -> bool:
     """Whether the life ended well."""
     pid = os.fork()
     if pid == 0:
         try:
-            trio.run(live, folder, number, steps)
+            trio.run(live, folder, number, steps, place)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
@@ -143,14 +162,16 @@ def fork_life(folder: Path, number: int, steps: int) -> bool:
     return status == 0
 
 
-def main(folder: str, deaths: str, seed: str) -> None:
+def main(folder: str, deaths: str, seed: str, cloud: str | None = None, port: str = "0") -> None:
     """Lives until it died often enough, and once more to the end."""
     chance = random.Random(int(seed))
+    place = Place(cloud, int(port))
+    trusted_authorities()  # which takes 0.1 s, and is kept
     lives = died = 0
     while died < int(deaths):
-        died += not fork_life(Path(folder), lives, chance.randrange(1, MOST_STEPS))
+        died += not fork_life(Path(folder), lives, chance.randrange(1, MOST_STEPS[cloud]), place)
         lives += 1
-    fork_life(Path(folder), lives, 0)
+    fork_life(Path(folder), lives, 0, place)
     print(json.dumps({"lives": lives + 1, "deaths": died}))
 
 

@@ -12,23 +12,21 @@ from trio.testing import MockClock
 
 from cryptfs.errors import TemporaryFailure
 from cryptfs.format import pack as pack_format
-from cryptfs.fs.filesystem import Change
-from cryptfs.ids import ROOT_INODE
 from cryptfs.remote.base import Remote
 from cryptfs.remote.limited import PARALLEL_CREATES
 from cryptfs.remote.stack import Stack
 from cryptfs.unlock import Unlocked
 from cryptfs.upkeep.check import check
 from cryptfs.upkeep.restore import restore
-from cryptfs.vault import Vault, init_vault, open_view
+from cryptfs.vault import init_vault, open_view
 from scripts.sample_export import write_export
-from tests.device import Device, make_folder, write_file
+from tests.device import Device
 from tests.remotes.faulty import Call, FaultyRemote
 from tests.remotes.memory import MemoryRemote
+from tests.sync.export import copy_in, picture
 from tests.vectors.seeded import KEY, KEYS, SeededBytes
 
 LATENCY_SECONDS = 0.3
-FILES_IN_PUBLICATION = 10
 
 
 class BadLuck:
@@ -46,33 +44,6 @@ class BadLuck:
         if surely or self._chance.random() < self.share / 2:
             self.met += 1
             raise TemporaryFailure("the answer was lost" if call.done else "the line is down")
-
-
-async def copy_in(vault: Vault, folder: Path) -> None:
-    """Copies a folder into the vault, and publishes after every few files."""
-    inodes = {folder: ROOT_INODE}
-    copied = 0
-    for path in sorted(folder.rglob("*")):
-        parent = inodes[path.parent]
-        name = path.name.encode()
-        if path.is_dir():
-            inodes[path] = await make_folder(vault, name, parent)
-            continue
-        inode = await write_file(vault, name, path.read_bytes(), parent)
-        await vault.fs.setattr(inode, Change(mtime_ns=path.stat().st_mtime_ns))
-        copied += 1
-        if copied % FILES_IN_PUBLICATION == 0:
-            await vault.publisher.publish()
-    await vault.publisher.publish()
-
-
-def picture(folder: Path) -> dict[Path, tuple[int, bytes]]:
-    """Every file's time and bytes."""
-    return {
-        path.relative_to(folder): (path.stat().st_mtime_ns, path.read_bytes())
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 @pytest.mark.parametrize("share", [0.01, 0.2])
