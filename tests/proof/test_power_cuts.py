@@ -90,7 +90,7 @@ async def test_a_power_cut_at_every_step(
     cuts = await cuts_of_a_day(device, tear, seed + kinds.index(tear), every=len(kinds))
     assert len(cuts.left) > 100
     await switch_on(cuts, device, tmp_path / "dead", thorough_every=8)
-    assert len(witness.used) > 100
+    assert len(witness.used) > 30
 
 
 @pytest.mark.parametrize("forgotten", ["the spool", "the log"])

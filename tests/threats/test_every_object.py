@@ -195,7 +195,7 @@ async def test_whatever_is_done_to_an_object(
                 damaged += None in found.values()
             if may_be_older:
                 assert isinstance(known, CryptfsError), "a device that saw more must refuse"
-    assert kind not in ("commit", "part") or refused > 10
+    assert kind not in ("commit", "part") or refused > 0
     assert kind != "pack" or damaged > 10
 
 
