@@ -48,8 +48,8 @@ COMMANDS = list(commands())
 
 def test_all_commands_are_there() -> None:
     assert {" ".join(words) for words in COMMANDS} == {
-        "init", "mount", "umount", "sync", "status", "log", "restore", "check", "key show",
-        "key list", "key add-password", "key change-password", "key remove-password",
+        "init", "mount", "umount", "sync", "status", "log", "restore", "check", "gc",
+        "key show", "key list", "key add-password", "key change-password", "key remove-password",
     }  # fmt: skip
 
 
