@@ -49,7 +49,7 @@ COMMANDS = list(commands())
 def test_all_commands_are_there() -> None:
     assert {" ".join(words) for words in COMMANDS} == {
         "init", "mount", "umount", "sync", "status", "log", "diff", "restore", "undelete", "keep",
-        "forget", "policy", "check", "key show",
+        "forget", "policy", "check", "gc", "key show",
         "key list", "key add-password", "key change-password", "key remove-password",
         "login icloud", "login gdrive", "login webdav", "remotes",
         "logout icloud", "logout gdrive", "logout webdav",
