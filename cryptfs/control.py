@@ -36,6 +36,10 @@ class MountRequest:
     device_name: str
     digits: str
     read_only: bool = False
+    at: str | None = None
+    """The restore point to be mounted, as a person names it; then read-only."""
+    show_history: bool = False
+    """Whether ``.cryptfs`` is listed in the root."""
     allow_other: bool = False
     accept_rollback: bool = False
     foreground: bool = False

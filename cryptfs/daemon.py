@@ -19,6 +19,7 @@ kilobytes of a command line tool and the megabytes of a password hash stay out o
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import json
 import logging
@@ -28,7 +29,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
@@ -54,9 +55,11 @@ from cryptfs.remote.location import open_remote
 from cryptfs.remote.stack import Stack, Treatment
 from cryptfs.remote.verifying import Verify
 from cryptfs.sync.metered import is_metered
-from cryptfs.sync.policy import PublishPolicy
+from cryptfs.sync.policy import Housekeeping, PublishPolicy
 from cryptfs.sync.publish import Upload
 from cryptfs.unlock import Unlocked
+from cryptfs.upkeep.gc_plan import plan_message, report_message
+from cryptfs.upkeep.points import RestorePoint
 from cryptfs.vault import Surroundings, Vault, noting_damage, open_vault
 
 log = logging.getLogger(__name__)
@@ -66,6 +69,9 @@ _M_ARENA_MAX: Final = -8
 megabytes stay in all of them (measured: 217 MB at the peak of a stream instead of 167)."""
 
 PARALLEL_REQUESTS: Final = 48
+
+CLOCK_REALTIME_COARSE: Final = 5
+"""As in <linux/time.h>; the time module has no name for it."""
 
 PROGRESS_SECONDS: Final = 0.1
 RETRY_SECONDS: Final = 1.0
@@ -77,8 +83,11 @@ READ_AHEAD_KIB: Final = 1024
 class Mount:
     """One mounted vault and those who ask it things."""
 
-    def __init__(self, vault: Vault, remote: Stack, request: MountRequest):
+    def __init__(
+        self, vault: Vault, remote: Stack, request: MountRequest, at: RestorePoint | None = None
+    ):
         self._vault = vault
+        self._at = at
         self._remote = remote
         self._request = request
         self._policy = PublishPolicy(
@@ -89,6 +98,7 @@ class Mount:
             spooled_bytes=vault.view.content.spooled_bytes,
             paused=vault.view.state.is_paused,
             is_metered=is_metered if self._spares_the_network() else None,
+            housekeeping=Housekeeping(vault.collector.is_due, vault.collector.run_in_background),
         )
         self._publish_at_end = True
         self._problem: CryptfsError | None = None
@@ -104,7 +114,13 @@ class Mount:
     async def serve(self, report_ready: Callable[[], None]) -> None:
         """Serves until unmounted; then settles, publishes, and returns."""
         vault, mountpoint = self._vault, self._request.mountpoint
-        handlers = Handlers(vault.fs, vault.disk.statvfs, read_only=self._request.read_only)
+        handlers = Handlers(
+            vault.fs,
+            vault.disk.statvfs,
+            history=vault.history(None if self._at is None else self._at.epoch),
+            read_only=self._request.read_only,
+            show_history=self._request.show_history,
+        )
         _mount(handlers, self._request)
         mounted = True
         try:
@@ -200,6 +216,13 @@ class Mount:
             case "limit":
                 self._limit(request)
                 await send_message(stream, self.status() | {"done": True})
+            case "keep" | "forget" | "policy" | "undelete":
+                answer = await self._vault.answer_about_points(
+                    request | {"read_only": self._request.read_only}
+                )
+                await send_message(stream, answer | {"done": True})
+            case "clean up":
+                await self._clean_up(request, stream)
             case "leave":
                 self._publish_at_end = bool(request.get("publish", True))
                 await send_message(stream, {"done": True})
@@ -231,6 +254,17 @@ class Mount:
             nursery.cancel_scope.cancel()
         await send_message(stream, self.status() | {"done": True})
 
+    async def _clean_up(self, request: Message, stream: trio.SocketStream) -> None:
+        """Cleans up, or says what that would do."""
+        collector = self._vault.collector
+        if request.get("plan"):
+            answer = plan_message(await collector.plan())
+        elif self._request.read_only:
+            raise CryptfsError("the vault is mounted read-only; mount it for writing to clean up")
+        else:
+            answer = report_message(await collector.run())
+        await send_message(stream, answer | {"done": True})
+
     def _limit(self, request: Message) -> None:
         """Sets the limits that the request names; 0 lifts one."""
         if (up := request.get("up")) is not None:
@@ -255,6 +289,7 @@ class Mount:
             "read_only": self._request.read_only,
             "device": self._request.device_name,
             "epoch": progress.published_epoch,
+            "at": None if self._at is None else self._at.epoch,
             "published_at": None if last is None else format_time(last.time_ns),
             "published_by": None if last is None else last.device_name,
             "dirty_bytes": vault.dirty.size_bytes,
@@ -338,6 +373,13 @@ async def _raise_read_ahead(mountpoint: str) -> None:
 # -- the process ---------------------------------------------------------------------------
 
 
+def kernel_time_ns() -> int:
+    """Returns the time by the clock that the kernel stamps writes with: it stands still for a
+    tick of some milliseconds. By a finer one, a file would be made later than it is written.
+    """
+    return time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
+
+
 async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
     """Opens the vault, mounts it, and serves it to its end."""
     key = RecoveryKey(request.digits.encode())
@@ -351,7 +393,7 @@ async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
     around = Surroundings(
         Path(request.state_root),
         request.device_name,
-        time.time_ns,
+        kernel_time_ns,
         os.urandom,
         request.cache_bytes,
     )
@@ -365,7 +407,10 @@ async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
     try:
         for notice in vault.notices:
             log.warning("%s", notice)
-        mount = Mount(vault, remote, request)
+        at = None if request.at is None else vault.points.find(request.at, around.clock_ns())
+        if at is not None:
+            request = replace(request, read_only=True)
+        mount = Mount(vault, remote, request, at)
         with noting_damage(vault.view.state):
             await mount.serve(
                 lambda: report(
@@ -408,6 +453,17 @@ def main() -> int:
 def configure_log() -> None:
     """Sends what matters to standard error; who starts this process makes that the log."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("pyfuse3").addFilter(is_worth_a_line)
+
+
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Whether what pyfuse3 has to say is for a person.
+
+    An answer that finds nobody waiting is not: a program was interrupted, or the folder was
+    unmounted while a file was just being closed, of which the kernel does not wait to hear.
+    """
+    message = record.getMessage()
+    return "fuse_reply_* failed" not in message or os.strerror(errno.ENOENT) not in message
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from cryptfs.errors import CryptfsError, OutOfSpace
 from cryptfs.fs.filesystem import NAME_MAX, Change, Filesystem
-from cryptfs.ids import CHUNK_SIZE
+from cryptfs.fs.history import FIRST_NODE, HISTORY_NAME, History
+from cryptfs.ids import CHUNK_SIZE, MAX_ID, ROOT_INODE
 from cryptfs.store.tree import Inode
 
 log = logging.getLogger(__name__)
@@ -78,10 +79,18 @@ class Handlers(pyfuse3.Operations):
     supports_dot_lookup = True
 
     def __init__(
-        self, fs: Filesystem, disk: Callable[[], os.statvfs_result], *, read_only: bool = False
+        self,
+        fs: Filesystem,
+        disk: Callable[[], os.statvfs_result],
+        *,
+        history: History,
+        read_only: bool = False,
+        show_history: bool = False,
     ):
         super().__init__()
         self._fs = fs
+        self._history = history
+        self._show_history = show_history
         self._disk = disk
         self._read_only = read_only
         self._handles = itertools.count(1)
@@ -91,20 +100,28 @@ class Handlers(pyfuse3.Operations):
 
     @answers_errno
     async def lookup(self, parent: int, name: bytes, ctx: object) -> EntryAttributes:
+        reader = self._reader(parent)
         if name == b".":
-            return self._attributes(self._fs.getattr(parent))
+            return self._told(reader.getattr(parent))
         if name == b"..":
-            return self._attributes(self._fs.getattr(self._fs.parent(parent)))
-        inode = self._fs.lookup(parent, name)
-        return _absent() if inode is None else self._attributes(inode)
+            above = reader.parent(parent)
+            return self._told(self._reader(above).getattr(above))
+        inode = reader.lookup(parent, name)
+        if inode is None and self._leads_to_history(parent, name):
+            inode = self._history.folder()
+        if inode is not None:
+            return self._told(inode)
+        if parent == FIRST_NODE:
+            raise FUSEError(errno.ENOENT)  # not remembered: a point may be published meanwhile
+        return _absent()
 
     @answers_errno
     async def getattr(self, inode: int, ctx: object = None) -> EntryAttributes:
-        return self._attributes(self._fs.getattr(inode))
+        return self._attributes(self._reader(inode).getattr(inode))
 
     @answers_errno
     async def readlink(self, inode: int, ctx: object) -> bytes:
-        return self._fs.readlink(inode)
+        return self._reader(inode).readlink(inode)
 
     @answers_errno
     async def opendir(self, inode: int, ctx: object) -> int:
@@ -118,9 +135,37 @@ class Handlers(pyfuse3.Operations):
         if start_id == 0:
             listing.as_of = self._fs.now()
         reply = pyfuse3.readdir_reply
+        if self._history.has(listing.inode):
+            for position, name, inode in self._history.entries(listing.inode, start_id):
+                if not reply(token, name, self._attributes(inode), position):
+                    # What the kernel was not told of is not kept either.
+                    self._history.forget(inode.id, 0)
+                    break
+                self._history.remember(inode.id)
+            return
         for position, name, inode in self._fs.entries(listing.inode, start_id, as_of=listing.as_of):
             if not reply(token, name, self._attributes(inode), position):
-                break
+                return
+        shown = self._show_history and start_id < MAX_ID
+        if shown and self._leads_to_history(listing.inode, HISTORY_NAME):
+            reply(token, HISTORY_NAME, self._attributes(self._history.folder()), MAX_ID)
+
+    def _reader(self, inode: int) -> Filesystem | History:
+        """Returns who answers for an inode: the present or the past."""
+        return self._history if self._history.has(inode) else self._fs
+
+    def _leads_to_history(self, parent: int, name: bytes) -> bool:
+        """Whether the name is the way into history. What a person calls so comes first."""
+        if parent != ROOT_INODE or name != HISTORY_NAME or self._history.root_epoch is not None:
+            return False
+        return self._fs.lookup(parent, name) is None
+
+    def _told(self, inode: Inode) -> EntryAttributes:
+        """Returns the answer to a lookup, which counts."""
+        entry = self._attributes(inode)
+        if self._history.has(inode.id):
+            self._history.remember(inode.id)
+        return entry
 
     @answers_errno
     async def statfs(self, ctx: object) -> pyfuse3.StatvfsData:
@@ -141,8 +186,12 @@ class Handlers(pyfuse3.Operations):
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Needs no counting: an inode lives as long as it has a name or an open handle, its
-        number is never used again, and the kernel forgets it as a whole.
+        number is never used again, and the kernel forgets it as a whole. Only history counts:
+        its numbers are made for the kernel.
         """
+        for inode, lookups in inode_list:
+            if self._history.has(inode):
+                self._history.forget(inode, lookups)
         self._fs.forget(inode for inode, _ in inode_list)
 
     # -- making and removing ---------------------------------------------------------------
@@ -151,7 +200,7 @@ class Handlers(pyfuse3.Operations):
     async def mknod(
         self, parent: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> EntryAttributes:
-        self._refuse_changes()
+        self._refuse_changes(parent, name)
         return self._attributes(
             await self._fs.make(parent, name, mode & ~ctx.umask, ctx.uid, ctx.gid, rdev=rdev)
         )
@@ -160,7 +209,7 @@ class Handlers(pyfuse3.Operations):
     async def mkdir(
         self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> EntryAttributes:
-        self._refuse_changes()
+        self._refuse_changes(parent, name)
         mode = 0o040000 | (mode & 0o7777 & ~ctx.umask)
         return self._attributes(await self._fs.make(parent, name, mode, ctx.uid, ctx.gid))
 
@@ -168,7 +217,7 @@ class Handlers(pyfuse3.Operations):
     async def symlink(
         self, parent: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> EntryAttributes:
-        self._refuse_changes()
+        self._refuse_changes(parent, name)
         return self._attributes(
             await self._fs.make(parent, name, 0o120777, ctx.uid, ctx.gid, target=target)
         )
@@ -177,14 +226,15 @@ class Handlers(pyfuse3.Operations):
     async def link(
         self, inode: int, new_parent: int, new_name: bytes, ctx: object
     ) -> EntryAttributes:
-        self._refuse_changes()
+        self._refuse_changes(new_parent, new_name)
+        self._refuse_changes(inode)
         return self._attributes(await self._fs.link(inode, new_parent, new_name))
 
     @answers_errno
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        self._refuse_changes()
+        self._refuse_changes(parent, name)
         mode = 0o100000 | (mode & 0o7777 & ~ctx.umask)
         inode = await self._fs.make(parent, name, mode, ctx.uid, ctx.gid)
         await self._fs.open(inode.id)
@@ -192,12 +242,12 @@ class Handlers(pyfuse3.Operations):
 
     @answers_errno
     async def unlink(self, parent: int, name: bytes, ctx: object) -> None:
-        self._refuse_changes()
+        self._refuse_changes(parent, name)
         await self._fs.unlink(parent, name)
 
     @answers_errno
     async def rmdir(self, parent: int, name: bytes, ctx: object) -> None:
-        self._refuse_changes()
+        self._refuse_changes(parent, name)
         await self._fs.rmdir(parent, name)
 
     @answers_errno
@@ -205,7 +255,8 @@ class Handlers(pyfuse3.Operations):
         self, parent_old: int, name_old: bytes, parent_new: int, name_new: bytes, flags: int,
         ctx: object,
     ) -> None:  # fmt: skip
-        self._refuse_changes()
+        self._refuse_changes(parent_old, name_old)
+        self._refuse_changes(parent_new, name_new)
         if flags & ~(pyfuse3.RENAME_NOREPLACE | pyfuse3.RENAME_EXCHANGE):
             raise FUSEError(errno.EINVAL)
         await self._fs.rename(
@@ -224,7 +275,7 @@ class Handlers(pyfuse3.Operations):
         self, inode: int, attr: EntryAttributes, fields: pyfuse3.SetattrFields, fh: object,
         ctx: object,
     ) -> EntryAttributes:  # fmt: skip
-        self._refuse_changes()
+        self._refuse_changes(inode)
         change = Change(
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
@@ -238,35 +289,50 @@ class Handlers(pyfuse3.Operations):
 
     @answers_errno
     async def getxattr(self, inode: int, name: bytes, ctx: object) -> bytes:
-        return self._fs.getxattr(inode, name)
+        return self._reader(inode).getxattr(inode, name)
 
     @answers_errno
-    async def listxattr(self, inode: int, ctx: object) -> list[bytes]:
-        return self._fs.listxattr(inode)
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        names = self._reader(inode).listxattr(inode)
+        if ctx.uid == 0:
+            return names
+        return [name for name in names if not name.startswith(b"trusted.")]
 
     @answers_errno
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: object) -> None:
-        self._refuse_changes()
+        self._refuse_changes(inode)
         await self._fs.setxattr(inode, name, value)
 
     @answers_errno
     async def removexattr(self, inode: int, name: bytes, ctx: object) -> None:
-        self._refuse_changes()
+        self._refuse_changes(inode)
         await self._fs.removexattr(inode, name)
 
     # -- open files ------------------------------------------------------------------------
 
     @answers_errno
-    async def open(self, inode: int, flags: int, ctx: object) -> FileInfo:
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> FileInfo:
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
-            self._refuse_changes()
-        await self._fs.open(inode, truncate=bool(flags & os.O_TRUNC), keep_times=True)
+            self._refuse_changes(inode)
+        if self._history.has(inode):
+            self._history.getattr(inode)
+            return _file_info(inode)
+        if not flags & os.O_TRUNC:
+            await self._fs.open(inode)
+        else:
+            before = self._fs.getattr(inode).mode
+            await self._fs.open(inode, truncate=True, by_root=ctx.uid == 0, keep_times=True)
+            if self._fs.getattr(inode).mode != before:
+                # The kernel takes the set-id bits away by itself, but not here.
+                pyfuse3.invalidate_inode(inode, attr_only=True)
         return _file_info(inode)
 
     @answers_errno
     async def read(  # type: ignore[override]  # any buffer will do, and saves a copy
         self, fh: int, off: int, size: int
     ) -> bytes | bytearray | memoryview:
+        if self._history.has(fh):
+            return await self._history.read(fh, off, size)
         return await self._fs.files.read(fh, off, size)
 
     @answers_errno
@@ -286,7 +352,8 @@ class Handlers(pyfuse3.Operations):
 
     @answers_errno
     async def release(self, fh: int) -> None:
-        await self._fs.release(fh)
+        if not self._history.has(fh):
+            await self._fs.release(fh)
 
     @answers_errno
     async def releasedir(self, fh: int) -> None:
@@ -303,16 +370,24 @@ class Handlers(pyfuse3.Operations):
         entry.st_blksize = BLOCK_SIZE
         entry.st_blocks = (inode.size + 511) >> 9
         if inode.size > CHUNK_SIZE:  # only then can there be a hole that takes no room
-            data = self._fs.files.chunks_with_data(inode.id) * CHUNK_SIZE
+            is_past = self._history.has(inode.id)
+            counter = self._history if is_past else self._fs.files
+            data = counter.chunks_with_data(inode.id) * CHUNK_SIZE
             if data < inode.size:
                 # Never 0: tar would take the file for one hole, and not ask for what the kernel
                 # still holds back. And the kernel does not see a hole being filled.
                 entry.st_blocks = max(data, BLOCK_SIZE) >> 9
-                entry.attr_timeout = 0.0
+                if not is_past:
+                    entry.attr_timeout = 0.0
+        elif inode.id >= FIRST_NODE and self._history.is_passing(inode.id):
+            entry.entry_timeout = entry.attr_timeout = 0.0
         return entry
 
-    def _refuse_changes(self) -> None:
-        if self._read_only:
+    def _refuse_changes(self, inode: int, name: bytes | None = None) -> None:
+        """Raises EROFS where nothing can be changed: at ``inode``, or its entry ``name``."""
+        if self._read_only or self._history.has(inode):
+            raise FUSEError(errno.EROFS)
+        if name is not None and self._leads_to_history(inode, name):
             raise FUSEError(errno.EROFS)
 
 

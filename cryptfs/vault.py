@@ -28,6 +28,7 @@ from cryptfs.format.names import header_name, parse_name
 from cryptfs.fs.dirty import DirtyChunks
 from cryptfs.fs.files import Files
 from cryptfs.fs.filesystem import Filesystem
+from cryptfs.fs.history import History
 from cryptfs.fs.reader import ChunkReader
 from cryptfs.fs.sealing import Sealing
 from cryptfs.fs.settle import Settler
@@ -44,6 +45,9 @@ from cryptfs.sync.packs import Packs
 from cryptfs.sync.publish import Publisher
 from cryptfs.sync.pull import Puller
 from cryptfs.unlock import SlotRequest, Unlocked, keep_header, new_slot
+from cryptfs.upkeep.gc import Collector, Keeping
+from cryptfs.upkeep.point_requests import Answer, Request, answer_request
+from cryptfs.upkeep.points import Points
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +151,7 @@ class Vault:
         self.view = view
         self.notices = notices.all
         self.private_notices = notices.private
+        self._clock_ns = around.clock_ns
         self.disk = Disk(view.state.path, view.remote)
         self.dirty = DirtyChunks()
         open_counts: dict[int, int] = {}
@@ -173,6 +178,15 @@ class Vault:
             clock_ns=around.clock_ns, random_bytes=around.random_bytes,
         )  # fmt: skip
         self.puller = Puller(view.database, view.progress, view.remote, view.keys)
+        self.points = Points(view.database, view.tree, view.progress)
+        self.collector = Collector(
+            view, self.settler, self._sealing, self.publisher, clock_ns=around.clock_ns,
+            keeping=self._keeping, on_dropped=view.packs.forget_dropped,
+        )  # fmt: skip
+
+    def _keeping(self) -> Keeping:
+        """What a clean-up keeps. Raises NewerFormat: then nothing is cleaned up."""
+        return Keeping(self.points.policy(), self.points.pins(), self.points.dropped())
 
     async def recover(self) -> None:
         """Ends what a dead process left: its packs, its journal, its unlinked files."""
@@ -215,6 +229,22 @@ class Vault:
                 "of its own: they are kept here and cannot be published yet"
             )
         await self.settler.settle()
+
+    def history(self, root_epoch: int | None = None) -> History:
+        """Returns the past as a mount shows it; with an epoch it is the whole mount."""
+        view = self.view
+
+        def folders() -> dict[bytes, int]:
+            return {name: point.epoch for name, point in self.points.folders().items()}
+
+        return History(view.database, view.tree, view.chunks, folders, root_epoch=root_epoch)
+
+    async def answer_about_points(self, request: Request) -> Answer:
+        """Answers what people ask about restore points, and makes what it changes durable."""
+        await self.settler.gate.passage()
+        answer = answer_request(self.points, request, self._clock_ns())
+        await self.settler.settle()
+        return answer
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Starts what works in the background of a mount."""

@@ -22,6 +22,7 @@ from cryptfs.vault import Vault
 from tests.device import Device, noise
 
 WHO = SimpleNamespace(uid=1000, gid=100, pid=1, umask=0o022)
+ROOT = SimpleNamespace(uid=0, gid=0, pid=1, umask=0o022)
 
 
 @asynccontextmanager
@@ -31,7 +32,7 @@ async def mounted(device: Device, *, read_only: bool = False) -> AsyncIterator[H
 
 
 def handlers_of(vault: Vault, *, read_only: bool = False) -> Handlers:
-    return Handlers(vault.fs, vault.disk.statvfs, read_only=read_only)
+    return Handlers(vault.fs, vault.disk.statvfs, history=vault.history(), read_only=read_only)
 
 
 @contextmanager
@@ -309,12 +310,42 @@ async def test_setattr_sets_what_is_asked_and_nothing_else(device: Device) -> No
         assert entry.attr_timeout == CACHE_SECONDS
 
 
+async def test_truncating_while_opening_takes_the_set_id_bits(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(pyfuse3, "invalidate_inode", lambda inode, attr_only: told.append(inode))
+    async with mounted(device) as handlers:
+        inode = await create(handlers, b"file", b"content")
+        for who, mode, expected in (
+            (WHO, 0o6755, 0o755),
+            (WHO, 0o6745, 0o2745),  # without x, set-gid is no such bit
+            (WHO, 0o755, 0o755),
+            (ROOT, 0o6755, 0o6755),
+        ):
+            told.clear()
+            wanted = EntryAttributes()
+            wanted.st_mode = mode
+            await handlers.setattr(inode, wanted, fields(mode=True), None, who)
+            info = await handlers.open(inode, os.O_WRONLY, who)
+            await handlers.release(info.fh)
+            assert stat.S_IMODE((await handlers.getattr(inode)).st_mode) == mode
+            info = await handlers.open(inode, os.O_WRONLY | os.O_TRUNC, who)
+            await handlers.release(info.fh)
+            assert stat.S_IMODE((await handlers.getattr(inode)).st_mode) == expected
+            assert told == ([inode] if mode != expected else [])
+
+
 async def test_xattrs(device: Device) -> None:
     async with mounted(device) as handlers:
         inode = await create(handlers, b"file")
         await handlers.setxattr(inode, b"user.a", b"value", WHO)
         assert await handlers.getxattr(inode, b"user.a", WHO) == b"value"
         assert await handlers.listxattr(inode, WHO) == [b"user.a"]
+        await handlers.setxattr(inode, b"trusted.a", b"value", ROOT)
+        assert await handlers.listxattr(inode, WHO) == [b"user.a"]
+        assert await handlers.listxattr(inode, ROOT) == [b"trusted.a", b"user.a"]
+        await handlers.removexattr(inode, b"trusted.a", ROOT)
         await handlers.removexattr(inode, b"user.a", WHO)
         with answered(errno.ENODATA):
             await handlers.getxattr(inode, b"user.a", WHO)

@@ -1,4 +1,4 @@
-"""``cryptfs log``: the epochs of a vault."""
+"""``cryptfs log``: the restore points of a vault, and what each changed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import click
 import trio
 
 from cryptfs.cli.asking import SecretSource, open_with, secret_options
-from cryptfs.cli.display import format_age, show_json, show_table, warn
+from cryptfs.cli.display import format_age, printable, show_json, show_table, warn
 from cryptfs.cli.examples import examples
 from cryptfs.cli.places import remote_of, surroundings
 from cryptfs.control import format_time
+from cryptfs.store.history import Changes, changes_by_point
 from cryptfs.store.progress import PublishedEpoch
+from cryptfs.upkeep.points import Points
 from cryptfs.vault import open_view
 
 
@@ -24,8 +26,10 @@ from cryptfs.vault import open_view
 @secret_options
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON, a list, the oldest first.")
 def log(place: str, secret: SecretSource, as_json: bool) -> None:
-    """Show what was published to VAULT, when, and by which device."""
-    epochs = trio.run(_epochs, place, secret)
+    """Show the restore points of VAULT: when each was published, by which device, and how many
+    files and folders it added, changed and removed.
+    """
+    points = trio.run(_points, place, secret)
     if as_json:
         show_json(
             [
@@ -35,19 +39,33 @@ def log(place: str, secret: SecretSource, as_json: bool) -> None:
                     "device": epoch.device_name,
                     "device_number": epoch.device,
                     "digest": epoch.digest.hex(),
+                    "name": name,
+                    "added": changes.added,
+                    "changed": changes.changed,
+                    "removed": changes.removed,
                 }
-                for epoch in epochs
+                for epoch, name, changes in points
             ]
         )
         return
     rows = [
-        (str(epoch.number), format_age(format_time(epoch.time_ns)), epoch.device_name)
-        for epoch in epochs
+        (
+            str(epoch.number),
+            format_age(format_time(epoch.time_ns)),
+            printable(epoch.device_name),
+            f"{changes.added:,}",
+            f"{changes.changed:,}",
+            f"{changes.removed:,}",
+            printable(name or ""),
+        )
+        for epoch, name, changes in points
     ]
-    show_table(("epoch>", "published", "device"), rows)
+    show_table(("epoch>", "published", "device", "added>", "changed>", "removed>", "name"), rows)
 
 
-async def _epochs(place: str, secret: SecretSource) -> list[PublishedEpoch]:
+async def _points(
+    place: str, secret: SecretSource
+) -> list[tuple[PublishedEpoch, str | None, Changes]]:
     around = surroundings()
     remote = remote_of(place)
     try:
@@ -55,6 +73,9 @@ async def _epochs(place: str, secret: SecretSource) -> list[PublishedEpoch]:
         async with open_view(remote, unlocked, around) as (view, notices):
             for notice in notices:
                 warn(notice)
-            return view.progress.epochs()
+            points = Points(view.database, view.tree, view.progress).all()
+            changes = changes_by_point(view.database, [point.epoch for point in points])
+            epochs = {epoch.number: epoch for epoch in view.progress.epochs()}
+            return [(epochs[point.epoch], point.name, changes[point.epoch]) for point in points]
     finally:
         await remote.close()

@@ -27,18 +27,22 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 
 from cryptfs.cli.check import check
+from cryptfs.cli.diff import diff
 from cryptfs.cli.display import warn
+from cryptfs.cli.gc import gc
 from cryptfs.cli.init import init
 from cryptfs.cli.key import key
 from cryptfs.cli.log import log
 from cryptfs.cli.login import login
 from cryptfs.cli.logout import logout
 from cryptfs.cli.mount import mount
+from cryptfs.cli.points import forget, keep, policy
 from cryptfs.cli.remotes import remotes
 from cryptfs.cli.restore import restore
 from cryptfs.cli.status import status
 from cryptfs.cli.sync import sync
 from cryptfs.cli.umount import umount
+from cryptfs.cli.undelete import undelete
 from cryptfs.errors import CryptfsError
 
 INTERRUPTED = 130
@@ -69,7 +73,10 @@ def cryptfs() -> None:
     """
 
 
-for command in (init, mount, umount, sync, status, log, restore, check, key):
+for command in (
+    init, mount, umount, sync, status, log, diff, restore, undelete, keep, forget, policy, check,
+    gc, key,
+):  # fmt: skip
     cryptfs.add_command(command)
 for command in (remotes, login, logout):
     cryptfs.add_command(command)

@@ -23,6 +23,7 @@ from cryptfs.cli.display import head_text, say, show_json, warn
 from cryptfs.cli.examples import examples
 from cryptfs.cli.limits import Limits, limit_options, verify_option
 from cryptfs.cli.places import find_mounted, is_inside, logins, raise_error, surroundings
+from cryptfs.cli.points import at_option
 from cryptfs.cli.sizes import parse_size
 from cryptfs.control import Message, MountRequest
 from cryptfs.errors import CryptfsError, FuseUnavailable, UsageError, VaultBusy
@@ -38,12 +39,17 @@ _LARGE_LOG: Final = 1 << 20
     epilog=examples(
         "cryptfs mount ~/Cloud/vault ~/private",
         "cryptfs mount --password-command 'pass vault' ~/Cloud/vault ~/private",
+        "cryptfs mount --at 'yesterday 18:00' ~/Cloud/vault ~/yesterday",
     )
 )
 @click.argument("vault")
 @click.argument("directory", metavar="DIR")
 @secret_options
 @click.option("--read-only", is_flag=True, help="Allow no changes.")
+@at_option("Mount the vault as it was at POINT, read-only: an epoch, a name, or a time.")
+@click.option(
+    "--show-history", is_flag=True, help="List .cryptfs, where restore points lie, in DIR."
+)
 @click.option("--allow-other", is_flag=True, help="Let other users in, as far as modes allow.")
 @click.option("--foreground", is_flag=True, help="Stay here until unmounted; Ctrl-C unmounts.")
 @click.option(
@@ -67,6 +73,8 @@ def mount(
     directory: str,
     secret: SecretSource,
     read_only: bool,
+    at: str | None,
+    show_history: bool,
     allow_other: bool,
     foreground: bool,
     accept_rollback: bool,
@@ -111,7 +119,9 @@ def mount(
         state_root=str(around.state_root),
         device_name=around.device_name,
         digits=unlocked.key.digits.decode(),
-        read_only=read_only,
+        read_only=read_only or at is not None,
+        at=at,
+        show_history=show_history,
         allow_other=allow_other,
         accept_rollback=accept_rollback,
         foreground=foreground,
@@ -131,7 +141,8 @@ def mount(
         shown = {key: value for key, value in status.items() if key != "ready"}
         show_json(shown | {"mounted": True})
     else:
-        say(f"{remote.url} is mounted at {mountpoint}")
+        past = "" if status["at"] is None else f" as it was at restore point {status['at']}"
+        say(f"{remote.url} is mounted at {mountpoint}{past}")
         if status["published_at"] is not None:
             say(head_text(status["epoch"], status["published_at"], status["published_by"]))
     if foreground:

@@ -21,9 +21,12 @@ from cryptfs.cli.display import (
 )
 from cryptfs.cli.examples import examples
 from cryptfs.cli.places import is_inside, remote_of, surroundings
+from cryptfs.cli.points import at_option, point_text
 from cryptfs.control import format_time
 from cryptfs.errors import IntegrityError, UsageError
 from cryptfs.remote.base import Remote
+from cryptfs.upkeep.contents import Readable, at_epoch
+from cryptfs.upkeep.points import Points
 from cryptfs.upkeep.restore import NotRestored, Restored, Step
 from cryptfs.upkeep.restore import restore as restore_into
 from cryptfs.vault import open_view
@@ -35,12 +38,14 @@ _MOST_SHOWN = 10
     epilog=examples(
         "cryptfs restore ~/Cloud/vault ~/restored",
         "cryptfs restore --key-file key ~/Cloud/vault ~/restored photos/2024",
+        "cryptfs restore --at 'yesterday 18:00' ~/Cloud/vault ~/restored",
     )
 )
 @click.argument("place", metavar="VAULT")
 @click.argument("destination", metavar="DEST")
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
 @secret_options
+@at_option("Restore the vault as it was at POINT: an epoch, a name, or a time.")
 @click.option("--overwrite", is_flag=True, help="Replace what is in DEST and differs.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 def restore(
@@ -48,6 +53,7 @@ def restore(
     destination: str,
     paths: tuple[str, ...],
     secret: SecretSource,
+    at: str | None,
     overwrite: bool,
     as_json: bool,
 ) -> int:
@@ -59,7 +65,7 @@ def restore(
     remote = remote_of(place)
     if is_inside(destination, remote):  # what lies there is synced to the provider, in the clear
         raise UsageError(f"{destination} lies inside the vault's own folder; choose another DEST")
-    done = trio.run(_restore, remote, destination, paths, secret, overwrite)
+    done = trio.run(_restore, remote, destination, paths, secret, at, overwrite)
     if as_json:
         show_json(_as_json(done))
     else:
@@ -74,6 +80,7 @@ async def _restore(
     destination: str,
     paths: tuple[str, ...],
     secret: SecretSource,
+    at: str | None,
     overwrite: bool,
 ) -> Restored:
     around = surroundings()
@@ -82,8 +89,13 @@ async def _restore(
         async with open_view(remote, unlocked, around) as (view, notices):
             for notice in notices:
                 warn(notice)
+            source: Readable = view
             head = view.progress.last_published()
-            if head is not None:
+            if at is not None:
+                point = Points(view.database, view.tree, view.progress).find(at, around.clock_ns())
+                source = at_epoch(view.database, view.chunks, point.epoch)
+                say(point_text(point))
+            elif head is not None:
                 say(head_text(head.number, format_time(head.time_ns), head.device_name))
             with progress_bar("Restoring") as on_progress:
 
@@ -91,7 +103,7 @@ async def _restore(
                     on_progress(step.done_bytes, step.total_bytes)
 
                 return await restore_into(
-                    view,
+                    source,
                     Path(destination),
                     [os.fsencode(path) for path in paths],
                     overwrite=overwrite,

@@ -120,6 +120,7 @@ def unmounted_status(
         "read_only": None,
         "device": None,
         "epoch": None,
+        "at": None,
         "published_at": None,
         "published_by": None,
         "dirty_bytes": 0,

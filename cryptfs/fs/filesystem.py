@@ -29,6 +29,8 @@ LINK_MAX: Final = 2**31 - 1
 XATTR_VALUE_MAX: Final = 65536
 XATTR_LIST_MAX: Final = 65536
 
+XATTR_NAMESPACES: Final = frozenset({b"user", b"trusted", b"security", b"system"})
+
 MIN_TIME_NS: Final = -(1 << 63)
 MAX_TIME_NS: Final = (1 << 63) - 1
 
@@ -322,7 +324,9 @@ class Filesystem:
     # -- attributes ------------------------------------------------------------------------
 
     async def setattr(self, id: int, change: Change) -> Inode:
-        """Sets what ``change`` names, and ctime."""
+        """Sets what ``change`` names, and ctime. A size that it has already is no change: the
+        kernel keeps the times then, and what it shows must be what is kept.
+        """
         await self._gate.passage()
         if change.size is not None:
             if stat.S_ISDIR(self.getattr(id).mode):
@@ -331,7 +335,9 @@ class Filesystem:
         now = self._clock_ns()
         inode = self.getattr(id)
         size = inode.size if change.size is None else change.size
-        mtime_ns = inode.mtime_ns if change.size is None else now
+        if change == Change(size=inode.size):
+            return inode
+        mtime_ns = inode.mtime_ns if size == inode.size else now
         mode = inode.mode
         if change.mode is not None:
             mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(change.mode)
@@ -351,6 +357,7 @@ class Filesystem:
         return changed
 
     def getxattr(self, id: int, name: bytes) -> bytes:
+        _check_namespace(name)
         value = self._tree.xattr(id, name)
         if value is None:
             raise OSError(errno.ENODATA, "no such attribute")
@@ -366,6 +373,7 @@ class Filesystem:
             # Access control lists. Taken as mere bytes they would make cp and tar believe that
             # the mode was set with them.
             raise OSError(errno.EOPNOTSUPP, "access control lists are not kept")
+        _check_namespace(name)
         if len(value) > XATTR_VALUE_MAX:
             raise OSError(errno.E2BIG, "attribute too large")
         await self._gate.passage()
@@ -385,17 +393,25 @@ class Filesystem:
 
     # -- open files ------------------------------------------------------------------------
 
-    async def open(self, id: int, *, truncate: bool = False, keep_times: bool = False) -> None:
+    async def open(
+        self, id: int, *, truncate: bool = False, by_root: bool = True, keep_times: bool = False
+    ) -> None:
         """Notes one more user of a file's content; ``release`` ends it.
 
-        ``keep_times`` is as in ``Files.write``.
+        Whoever truncates and is not ``by_root`` takes the set-id bits away. ``keep_times`` is as
+        in ``Files.write``.
         """
         if truncate:
-            change = Change(size=0)
-            if keep_times:
-                inode = self.getattr(id)
-                change = Change(size=0, mtime_ns=inode.mtime_ns, ctime_ns=inode.ctime_ns)
-            await self.setattr(id, change)
+            inode = self.getattr(id)
+            await self.setattr(
+                id,
+                Change(
+                    size=0,
+                    mode=None if by_root else _without_set_id(inode.mode),
+                    mtime_ns=inode.mtime_ns if keep_times else None,
+                    ctime_ns=inode.ctime_ns if keep_times else None,
+                ),
+            )
         self._existing(id)
         self._open_counts[id] = self._open_counts.get(id, 0) + 1
 
@@ -463,6 +479,23 @@ def _check_name(name: bytes) -> None:
         raise OSError(errno.ENAMETOOLONG, "name too long")
     if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
         raise OSError(errno.EINVAL, "not a file name")
+
+
+def _check_namespace(name: bytes) -> None:
+    namespace, dot, rest = name.partition(b".")
+    if not dot or namespace not in XATTR_NAMESPACES:
+        raise OSError(errno.EOPNOTSUPP, "no such kind of attribute")
+    if not rest:
+        raise OSError(errno.EINVAL, "not an attribute's name")
+
+
+def _without_set_id(mode: int) -> int:
+    """Returns the mode without the bits that let a program run as the file's owner or group.
+
+    Without the group's x bit, set-gid means something else.
+    """
+    mode &= ~stat.S_ISUID
+    return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode
 
 
 def _nearest_time(time_ns: int) -> int:

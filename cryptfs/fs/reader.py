@@ -126,6 +126,15 @@ class ChunkReader:
             first = after_idx + 1
             self._packs.prefetch(self._content.packs_of(inode, first, first + AHEAD_CHUNKS))
 
+    @property
+    def is_far(self) -> bool:
+        """Whether fetching early is worth something."""
+        return self._packs.is_far
+
+    def prefetch(self, packs: Iterable[int]) -> None:
+        """Has packs come that will be read soon. Does not wait."""
+        self._packs.prefetch(packs)
+
     def _open_at_once(self, chunk: ChunkRef) -> bytes | None:
         """Opens a chunk whose bytes are in the page cache; None if that would have to wait."""
         pack = self._local(chunk)

@@ -193,6 +193,30 @@ class Sealing:
         places = dict(zip(to_append, appended, strict=True))
         self._place(batch, versions, digests, places, known)
 
+    async def copy(self, contents: list[bytes]) -> list[int]:
+        """Seals chunks that lie elsewhere once more, and returns the ids of the copies.
+
+        Nothing leads to a copy, and nobody finds it by its digest. Raises OutOfSpace.
+        """
+        async with self.lock:
+            if self._stopped is not None:
+                raise self._stopped
+            appended: list[Appended] = []
+            try:
+                placed = self._spool.append(contents)
+                await self._write()
+                appended = placed
+            finally:
+                self._note_packs(appended)
+            return [
+                self._content.add_chunk(None, self._pack_of(item.pack_name), item.place)
+                for item in appended
+            ]
+
+    def _pack_of(self, name: bytes) -> int:
+        # A pack that just ended has left ``_pack_ids``: ask the table.
+        return self._pack_ids.get(name) or self._content.pack_id(name)
+
     def _digest(self, content: bytes | bytearray | memoryview) -> bytes | None:
         """Returns the identifier of a chunk, None for one that is nothing but zeros."""
         if content == _ZEROS[: len(content)]:
@@ -317,8 +341,7 @@ class Sealing:
             if position in places:
                 item = places[position]
                 place = item.place
-                # A pack that just ended has left ``_pack_ids``: ask the table.
-                pack = self._pack_ids.get(item.pack_name) or self._content.pack_id(item.pack_name)
+                pack = self._pack_of(item.pack_name)
                 id = self._content.add_chunk(digest if dedup else None, pack, place)
                 self._progress.compressed_saved += max(0, place.plain + 16 - place.stored)
                 if dedup and digest is not None:

@@ -153,7 +153,7 @@ class GoogleDriveRemote(Remote):
             quota = answer.json()["storageQuota"]
             # Some company accounts have no limit, and then none is told.
             total, used = int(quota["limit"]), int(quota["usage"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             return None
         return Space(free_bytes=max(0, total - used), total_bytes=total)
 

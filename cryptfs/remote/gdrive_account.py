@@ -20,7 +20,7 @@ import httpx
 import trio
 
 from cryptfs.errors import CryptfsError, LoginNeeded, TemporaryFailure
-from cryptfs.remote.http import network_errors, require_tls, retry_after
+from cryptfs.remote.http import network_errors, parse_json, require_tls, retry_after
 
 LOGIN_FILE: Final = "gdrive.json"
 HOST: Final = "Google"
@@ -180,7 +180,7 @@ async def post_form(client: httpx.AsyncClient, url: str, **form: str) -> dict[st
     if response.status_code == 429 or response.status_code >= 500:
         raise TemporaryFailure(f"Google's login answers {response.status_code}", wait)
     try:
-        answer = response.json()
+        answer = parse_json(response.content)
     except ValueError:
         answer = None
     if not isinstance(answer, dict) or (response.is_error and "error" not in answer):

@@ -30,6 +30,7 @@ import trio
 
 from cryptfs.errors import IntegrityError, TemporaryFailure
 from cryptfs.remote.gdrive_wire import DriveWire, is_id
+from cryptfs.remote.http import parse_json
 
 PAGE: Final = 1000
 """Ids on a page: what one request for ids gives."""
@@ -96,7 +97,7 @@ class Register:
         if answer.status == 404:
             return None
         try:
-            page = json.loads(answer.body)
+            page = parse_json(answer.body)
         except ValueError:
             page = None
         if not isinstance(page, list) or len(page) != PAGE or not all(map(is_id, page)):

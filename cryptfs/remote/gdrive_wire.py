@@ -36,7 +36,14 @@ from cryptfs.errors import (
 )
 from cryptfs.remote.base import MAX_GET
 from cryptfs.remote.gdrive_account import HOST, Endpoints, Tokens, printable, read_login
-from cryptfs.remote.http import network_errors, new_client, read_limited, retry_after, timestamp
+from cryptfs.remote.http import (
+    network_errors,
+    new_client,
+    parse_json,
+    read_limited,
+    retry_after,
+    timestamp,
+)
 
 PARALLEL: Final = 4
 """Requests at a time. Drive takes about three new files a second from one user."""
@@ -73,7 +80,7 @@ class File:
         """When it came to be, by Drive's clock, in seconds since 1970; 0 if that is not told."""
         try:
             return datetime.fromisoformat(self.created).timestamp()
-        except ValueError:
+        except (ValueError, OverflowError):
             return 0.0
 
     @property
@@ -97,7 +104,7 @@ class Answer:
     def json(self) -> dict[str, Any]:
         """The result. Raises what an error means, also one that comes with status 200."""
         try:
-            value = json.loads(self.body)
+            value = parse_json(self.body)
         except ValueError:
             value = None
         if not isinstance(value, dict):
@@ -310,6 +317,8 @@ def parse_file(entry: Any) -> File:
         if not is_id(entry["id"]):
             raise ValueError("not an id")
         size = entry.get("size")
+        if size is not None and int(size) < 0:
+            raise ValueError("less than nothing")
         return File(
             id=entry["id"],
             name=str(entry["name"]),
@@ -320,14 +329,14 @@ def parse_file(entry: Any) -> File:
             is_folder=entry.get("mimeType") == FOLDER_TYPE,
             properties=dict(entry.get("appProperties", {})),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise TemporaryFailure("Drive described a file in a way that is no answer of it") from error
 
 
 def is_error(body: bytes) -> bool:
     """Whether a body is Google's ``{"error": {"code": …}}``."""
     try:
-        error = json.loads(body)["error"]
+        error = parse_json(body)["error"]
         return isinstance(error["code"], int)
     except (ValueError, KeyError, TypeError):
         return False
@@ -402,9 +411,9 @@ def failure(answer: Answer) -> CryptfsError:
 
 def _code_and_reason(answer: Answer) -> tuple[int, str]:
     try:
-        error = json.loads(answer.body)["error"]
+        error = parse_json(answer.body)["error"]
         code = int(error["code"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return answer.status, ""
     details = error.get("errors")
     if isinstance(details, list) and details and isinstance(details[0], dict):
@@ -415,7 +424,7 @@ def _code_and_reason(answer: Answer) -> tuple[int, str]:
 def parse_content_range(answer: Answer) -> tuple[int | None, int | None]:
     """Where a part begins, and the whole object's size, as far as ``Content-Range`` tells."""
     text = answer.headers.get("Content-Range", "").strip()
-    match = re.fullmatch(r"bytes (?:\*|([0-9]+)-[0-9]+)/([0-9]+|\*)", text)
+    match = re.fullmatch(r"bytes (?:\*|([0-9]{1,19})-[0-9]{1,19})/([0-9]{1,19}|\*)", text)
     if match is None:
         return None, None
     first, total = match.groups()

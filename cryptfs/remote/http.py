@@ -9,13 +9,14 @@ from __future__ import annotations
 import email.utils
 import functools
 import ipaddress
+import json
 import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NoReturn
 from urllib.parse import urlsplit
 
 import httpx
@@ -29,6 +30,8 @@ TIMEOUT: Final = httpx.Timeout(60, connect=20, pool=None)
 
 BLOCK: Final = 256 * 1024
 SMALL_BODY: Final = 64 * 1024
+
+MOST_SECONDS: Final = 86_400.0
 
 USER_AGENT: Final = "cryptfs"
 
@@ -90,22 +93,41 @@ def network_errors(host: str) -> Iterator[None]:
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """Returns the seconds that ``Retry-After`` asks for: given as such, or as a date."""
+    """Returns the seconds that ``Retry-After`` asks for, given as such or as a date; a day at most,
+    whatever a confused server says.
+    """
     text = response.headers.get("Retry-After", "").strip()
-    if text.isdigit():
-        return float(text)
+    if text.isascii() and text.isdigit():
+        return min(float(text), MOST_SECONDS)
     when = timestamp(text)
     if when is None:
         return None
     # By the server's own clock, where it tells: ours may be wrong by hours.
     now = timestamp(response.headers.get("Date", "")) or time.time()
-    return max(0.0, when - now)
+    return min(max(0.0, when - now), MOST_SECONDS)
 
 
 def timestamp(text: str) -> float | None:
     """Returns a date of HTTP as seconds since 1970, or None where there is none."""
-    parsed = email.utils.parsedate_tz(text) if text else None
-    return email.utils.mktime_tz(parsed) if parsed else None
+    try:
+        parsed = email.utils.parsedate_tz(text) if text else None
+        return float(email.utils.mktime_tz(parsed)) if parsed else None
+    except (ValueError, OverflowError, IndexError):  # a year of five digits, an hour 99999999999
+        return None
+
+
+def parse_json(body: bytes) -> Any:
+    """Returns what JSON says. ValueError for all that is none, and for what nests so deeply or
+    holds such numbers (``Infinity``) as no honest answer does.
+    """
+    try:
+        return json.loads(body, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("JSON that nests too deeply") from error
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON")
 
 
 async def read_limited(response: httpx.Response, most: int, name: str) -> bytes:

@@ -94,6 +94,7 @@ BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 # obstore would put others into the key in quoted form, and the listing would not find them.
 BAD_IN_PREFIX: Final = re.compile(r"""[\x00-\x1f\x7f\\{}^%`\[\]"<>~#|*?]""")
 
+SIZE: Final = re.compile(r"[0-9]{1,19}")
 STATUS_IN_TEXT: Final = re.compile(r"status code: (\d{3})")
 CODE_IN_TEXT: Final = re.compile(r"<Code>([A-Za-z0-9]{1,100})</Code>")
 
@@ -603,7 +604,7 @@ class _Page:
     def _info(self, key: str, size: str) -> ObjectInfo | None:
         if self._said.get("EncodingType") == "url":
             key = unquote_plus(key)
-        if not key.startswith(self._start) or not size.isdigit():
+        if not key.startswith(self._start) or not SIZE.fullmatch(size):
             raise BadXml("an object that was not asked for")
         # What web consoles show as a folder is an empty object with such a name.
         if key.endswith("/") and size == "0":

@@ -100,8 +100,8 @@ QUOTA: Final = (
 
 LATER: Final = frozenset({408, 421, 423, 425, 429, 500, 502, 503, 504, 508, 511})
 MOVED: Final = frozenset({301, 302, 303, 307, 308})
-CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
-NO_SUCH_RANGE: Final = re.compile(r"bytes \*/(\d+)")
+CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
+NO_SUCH_RANGE: Final = re.compile(r"bytes \*/([0-9]{1,19})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -479,8 +479,7 @@ class WebDavRemote(Remote):
             if told is None or int(told[1]) != offset:
                 raise TemporaryFailure(f"{self._host} sends another part of {name} than asked for")
             return 0, int(told[3])
-        size = response.headers.get("Content-Length", "")
-        return offset, int(size) if size.isdigit() else None
+        return offset, _number(response.headers.get("Content-Length", ""))
 
     async def _require_size(self, name: str, least: int) -> int:
         """The object's size, which is at least ``least``."""
@@ -580,7 +579,10 @@ class WebDavRemote(Remote):
 
     def _entry(self, node: Node, now: float | None) -> _Entry | None:
         """One response of a multistatus; None for something outside the vault."""
-        path = _plain(urlsplit(node.text_of("DAV: href")).path)
+        try:
+            path = _plain(urlsplit(node.text_of("DAV: href")).path)
+        except ValueError as error:
+            raise BadXml(f"an address that is none ({error})") from error
         root = _plain(self._address.path)
         if f"{path.rstrip('/')}/" != root and not path.startswith(root):
             return None

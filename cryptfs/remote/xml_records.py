@@ -74,7 +74,10 @@ class RecordReader:
     def _parse(self, block: bytes, *, final: bool) -> list[Node]:
         try:
             self._parser.Parse(block, final)
-        except expat.ExpatError as error:
+        except BadXml:
+            raise
+        except (expat.ExpatError, LookupError, ValueError) as error:
+            # The last two are of a declared encoding that Python does not have or expat not take.
             raise BadXml(str(error)) from error
         done, self._done = self._done, []
         return done

@@ -56,6 +56,16 @@ class Content:
             )
         }
 
+    def next_indexes(self, inode: int, after_idx: int, most: int) -> list[int]:
+        """Returns the next sealed chunks of the file behind ``after_idx``, in order."""
+        return [
+            row[0]
+            for row in self._execute(
+                "SELECT idx FROM extent WHERE inode = ? AND idx > ? ORDER BY idx LIMIT ?",
+                (inode, after_idx, most),
+            )
+        ]
+
     def has_extent(self, inode: int, idx: int) -> bool:
         return (
             self._execute(

@@ -16,6 +16,7 @@ import apsw
 from cryptfs.errors import IntegrityError
 from cryptfs.format.rows import RowBatch
 from cryptfs.store.database import Database, Row
+from cryptfs.store.garbage import note_dead_pack
 from cryptfs.store.schema import PLACE_TABLES, TREE_TABLES
 
 BATCH_BYTES: Final = 2 << 20
@@ -61,6 +62,8 @@ def _commit_rows(snapshot: Database, epoch: int) -> Iterator[tuple[str, str, Row
     for table in TREE_TABLES:
         for key in _gone_keys(snapshot, table, epoch):
             yield "gone", table, key
+    for table, id in snapshot.rows("SELECT place, id FROM place_gone WHERE epoch = ?", (epoch,)):
+        yield "gone", table, (id,)
     for table in TREE_TABLES:
         columns = _columns(table)
         for source in (table, f"{table}_past"):
@@ -112,13 +115,16 @@ def _checkpoint_rows(snapshot: Database, epoch: int) -> Iterator[tuple[str, str,
 # -- coming in -----------------------------------------------------------------------------
 
 
-def apply_commit(database: Database, batch: RowBatch) -> None:
+def apply_commit(database: Database, batch: RowBatch, epoch: int) -> None:
     """Writes a published epoch over the one before it.
 
     The open epoch must be the one that is applied, so that the triggers date what goes.
     Raises IntegrityError when the rows contradict those that are here.
     """
     with _contradictions_refused():
+        for (pack,) in batch.gone.get("pack", ()):
+            # Nothing leads to it any more. Who dropped it may die before it deletes the object.
+            note_dead_pack(database, pack, epoch)
         for table, keys in batch.gone.items():
             where = " AND ".join(f"{column} = ?" for column in _ALL_TABLES[table][1])
             database.many(f"DELETE FROM {table} WHERE {where}", keys)

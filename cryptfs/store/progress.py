@@ -106,6 +106,10 @@ class Progress:
             )
         ]
 
+    def count_epochs(self) -> int:
+        """Returns how many published epochs are known."""
+        return int(self._database.value("SELECT count(*) FROM epoch"))
+
     def last_published(self) -> PublishedEpoch | None:
         row = self._database.row(
             "SELECT epoch.number, time_ns, epoch.device, coalesce(device.name, '?'), digest "
@@ -170,6 +174,8 @@ class Progress:
         self._database.execute("INSERT OR IGNORE INTO confirmed VALUES (?)", (name,))
 
     def note_refused(self, epoch: int) -> None:
+        # What it dropped is still part of the vault for everybody else.
+        self._database.execute("DELETE FROM dead_object WHERE epoch >= ?", (epoch,))
         self._database.execute("UPDATE publication SET refused = 1 WHERE epoch = ?", (epoch,))
 
     def note_published(self, publication: Publication) -> None:
@@ -178,6 +184,7 @@ class Progress:
         self._database.execute("DELETE FROM publication")
         self._database.execute("DELETE FROM publication_part")
         self._database.execute("DELETE FROM confirmed")
+        self._database.execute("DELETE FROM place_gone WHERE epoch <= ?", (publication.epoch,))
         self.note_epoch(publication.epoch, publication.time_ns, self.device, publication.digest)
 
     def note_epoch(self, epoch: int, time_ns: int, device: int, digest: bytes) -> None:

@@ -7,8 +7,8 @@ statement can forget to. A row made and unmade inside one epoch leaves no trace.
 
 Place tables (chunk, pack) say where bytes lie. That is no history: ``since`` only.
 
-Local tables (spooled, journal, orphan, progress, publication, confirmed) never leave this
-device.
+Local tables (spooled, journal, orphan, progress, publication, confirmed, condemned, place_gone,
+dead_object, last_done) never leave this device.
 """
 
 from __future__ import annotations
@@ -174,6 +174,38 @@ LATER_TABLES: Final = """
 CREATE TABLE IF NOT EXISTS confirmed (
     name BLOB PRIMARY KEY
 );
+-- Names in restore points: without it each look-up reads all names that ever left the folder.
+-- What it costs when a published name goes cannot be measured (88 µs with and without).
+CREATE INDEX IF NOT EXISTS dirent_past_name ON dirent_past (parent, name, since);
+
+-- Packs that no file and no restore point leads to, and that are not to be used any more.
+CREATE TABLE IF NOT EXISTS condemned (
+    pack    INTEGER PRIMARY KEY,
+    epoch   INTEGER NOT NULL,   -- the one that tells other devices not to use its chunks
+    seen_ns INTEGER             -- when that was known to be published; NULL: not yet
+);
+
+-- Rows of chunk and pack that went in an epoch: what its commit lists as gone.
+CREATE TABLE IF NOT EXISTS place_gone (
+    place TEXT    NOT NULL,     -- the table
+    id    INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    PRIMARY KEY (place, id)
+) WITHOUT ROWID;
+
+-- Objects of this vault that nothing leads to from ``epoch`` on. They may be deleted as soon as
+-- a checkpoint of that epoch or a later one is on the remote.
+CREATE TABLE IF NOT EXISTS dead_object (
+    name  TEXT PRIMARY KEY,
+    size  INTEGER NOT NULL,
+    epoch INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- When this device last did a piece of housekeeping, nanoseconds since 1970.
+CREATE TABLE IF NOT EXISTS last_done (
+    what    TEXT PRIMARY KEY,
+    time_ns INTEGER NOT NULL
+) WITHOUT ROWID;
 """
 
 
@@ -202,4 +234,4 @@ END;
 
 def schema() -> str:
     """Returns the SQL that makes an empty state."""
-    return _TABLES + LATER_TABLES + "".join(_twin(table) for table in TREE_TABLES)
+    return _TABLES + "".join(_twin(table) for table in TREE_TABLES) + LATER_TABLES

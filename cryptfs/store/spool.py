@@ -173,7 +173,7 @@ class Spool:
         """Makes all that was appended to these packs durable. Touches nothing else."""
         for file in unsynced.values():
             file.sync()
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
     def note_synced(self, unsynced: dict[bytes, AppendFile]) -> None:
         """Closes those of the files that are written no more."""
@@ -243,7 +243,8 @@ class Spool:
         self._unsynced, self._filling, self._full = {}, None, []
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Makes the names in the folder durable: syncing a file does not promise its name."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -7,14 +7,21 @@ the older version.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from cryptfs.ids import ROOT_INODE
 from cryptfs.store.database import Database
 from cryptfs.store.progress import Progress
 
-_INODE = "id, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, btime_ns"
-_INODE_OF_ENTRY = ", ".join(f"inode.{column}" for column in _INODE.split(", "))
+INODE_COLUMNS: Final = (
+    "id, mode, uid, gid, rdev, nlink, size, atime_ns, mtime_ns, ctime_ns, btime_ns"
+)
+"""The columns of ``Inode``, in its order."""
+
+_INODE_OF_ENTRY = ", ".join(f"inode.{column}" for column in INODE_COLUMNS.split(", "))
+
+PRIVATE_XATTRS: Final = b"cryptfs."
+"""Attributes whose names begin so are the vault's own; no program sees or sets them."""
 
 
 class Inode(NamedTuple):
@@ -49,7 +56,7 @@ class Tree:
     # -- inodes ----------------------------------------------------------------------------
 
     def inode(self, id: int) -> Inode | None:
-        row = self._execute(f"SELECT {_INODE} FROM inode WHERE id = ?", (id,)).fetchone()
+        row = self._execute(f"SELECT {INODE_COLUMNS} FROM inode WHERE id = ?", (id,)).fetchone()
         return None if row is None else Inode._make(row)
 
     def add_inode(self, inode: Inode, target: bytes | None = None) -> None:
@@ -159,7 +166,9 @@ class Tree:
         return None if row is None else row[0]
 
     def xattr_names(self, inode: int) -> list[bytes]:
-        return [row[0] for row in self._execute("SELECT name FROM xattr WHERE inode = ?", (inode,))]
+        """Returns the names of the attributes that programs may see."""
+        rows = self._execute("SELECT name FROM xattr WHERE inode = ?", (inode,))
+        return [row[0] for row in rows if not row[0].startswith(PRIVATE_XATTRS)]
 
     def put_xattr(self, inode: int, name: bytes, value: bytes) -> None:
         self._execute(
@@ -170,6 +179,25 @@ class Tree:
 
     def remove_xattr(self, inode: int, name: bytes) -> None:
         self._execute("DELETE FROM xattr WHERE inode = ? AND name = ?", (inode, name))
+
+    # -- the vault's own settings ----------------------------------------------------------
+
+    def settings(self) -> dict[str, bytes]:
+        """Returns the settings of the vault, by name. They are hidden attributes of the root, so
+        they are published, have a past, and come together with those of other devices.
+        """
+        rows = self._execute("SELECT name, value FROM xattr WHERE inode = ?", (ROOT_INODE,))
+        return {
+            name[len(PRIVATE_XATTRS) :].decode(errors="replace"): value
+            for name, value in rows
+            if name.startswith(PRIVATE_XATTRS)
+        }
+
+    def put_setting(self, name: str, value: bytes) -> None:
+        self.put_xattr(ROOT_INODE, PRIVATE_XATTRS + name.encode(), value)
+
+    def remove_setting(self, name: str) -> None:
+        self.remove_xattr(ROOT_INODE, PRIVATE_XATTRS + name.encode())
 
     # -- inodes without a name -------------------------------------------------------------
 

@@ -177,6 +177,14 @@ class Packs:
             self._open_in_cache[path.name] = pack
         return True
 
+    def forget_dropped(self, pack: int, raw_name: bytes) -> None:
+        """Gives up what is here of a pack that is no part of the vault any more. Left open, its
+        file would keep its room after it is deleted.
+        """
+        if self.is_far:
+            self.cache.remove(_short(pack_name(raw_name)))
+        self._open.pop(pack, None)
+
     def _left_cache(self, short: str) -> None:
         pack = self._open_in_cache.pop(short, None)
         if pack is not None:

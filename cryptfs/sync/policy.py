@@ -9,6 +9,7 @@ the remote is away, or refuses         another try after 15 s, 30 s, … 5 minut
 paused                                 nothing until resumed
 the network is metered                 nothing, and a look every half minute
 another device published this epoch    nothing any more (EpochTaken)
+all is published, for a minute         housekeeping, if that is due
 =====================================  ===================================================
 
 Whoever asks for a publication gets one at once, whatever this table says.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
@@ -49,9 +51,23 @@ LONGEST_RETRY_SECONDS: Final = 300.0
 
 METER_SECONDS: Final = 30.0
 
+IDLE_SECONDS: Final = 60.0
+"""After so long with everything published the housekeeping is looked after."""
+
+HOUSEKEEPING_RETRY_SECONDS: Final = 3600.0
+
 
 class Metered(CryptfsError):
     """Each byte may cost money: nothing goes up by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Housekeeping:
+    """What a mount does in idle time; a pause ends it where it is."""
+
+    is_due: Callable[[], bool]
+    run: Callable[[], Awaitable[object]]
+    """Raises CryptfsError; then it is tried again after an hour."""
 
 
 class State(StrEnum):
@@ -78,6 +94,7 @@ class PublishPolicy:
         spooled_bytes: Callable[[], int],
         paused: bool = False,
         is_metered: Callable[[], Awaitable[bool]] | None = None,
+        housekeeping: Housekeeping | None = None,
     ):
         self._database = database
         self._progress = progress
@@ -86,6 +103,9 @@ class PublishPolicy:
         self._spooled_bytes = spooled_bytes
         self._paused = paused
         self._is_metered = is_metered
+        self._housekeeping = housekeeping
+        self._housekeeping_scope = trio.CancelScope()
+        self._housekeeping_at = 0.0
         self._failures = 0
         self._retry_at: float | None = None
         self._changed_since: float | None = None
@@ -124,6 +144,7 @@ class PublishPolicy:
     def pause(self) -> None:
         """Publishes nothing by itself any more; an upload under way ends where it is."""
         self._paused = True
+        self._housekeeping_scope.cancel()
         self._publisher.interrupt()
 
     def resume(self) -> None:
@@ -155,8 +176,12 @@ class PublishPolicy:
             with trio.move_on_after(LOOK_SECONDS):
                 await self._wake.wait()
             self._wake = trio.Event()
-            if not self._paused and not self._publisher.is_busy and self._is_due():
+            if self._paused or self._publisher.is_busy:
+                continue
+            if self._is_due():
                 await self._publish()
+            elif self._is_idle():
+                await self._keep_house()
 
     async def _publish(self) -> None:
         if await self._waits_for_free_network():
@@ -173,6 +198,36 @@ class PublishPolicy:
             log.error("%s", error)
         except CryptfsError as error:
             log.warning("not published, tried again later: %s", error)
+
+    def _is_idle(self) -> bool:
+        """Whether all is published, and has been for a while."""
+        now = trio.current_time()
+        return (
+            self._changed_since is None
+            and self.problem is None
+            and now - self._quiet_since >= IDLE_SECONDS
+            and now >= self._housekeeping_at
+        )
+
+    async def _keep_house(self) -> None:
+        house = self._housekeeping
+        if house is None or not house.is_due():
+            return
+        if self._is_metered is not None and await self._is_metered():
+            self._housekeeping_at = trio.current_time() + METER_SECONDS
+            return
+        self._housekeeping_at = trio.current_time() + HOUSEKEEPING_RETRY_SECONDS
+        with trio.CancelScope() as self._housekeeping_scope:
+            try:
+                async with open_nursery() as nursery:
+                    nursery.start_soon(self._stop_when_metered)
+                    await house.run()
+                    nursery.cancel_scope.cancel()
+            except EpochTaken as error:
+                self._note_failure(error)
+                log.error("%s", error)
+            except CryptfsError as error:
+                log.warning("not cleaned up, tried again later: %s", error)
 
     async def _stop_when_metered(self) -> None:
         if self._is_metered is None:

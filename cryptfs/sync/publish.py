@@ -57,7 +57,7 @@ from cryptfs.store.content import Content, SpooledPack
 from cryptfs.store.database import Database
 from cryptfs.store.exchange import checkpoint_batches, commit_batches
 from cryptfs.store.progress import Progress, Publication
-from cryptfs.store.spool import NAME_SIZE, Spool, spool_file
+from cryptfs.store.spool import NAME_SIZE, Spool, spool_file, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -145,8 +145,15 @@ class Publisher:
             self._interrupted = True
             self._upload_scope.cancel()
 
-    async def publish(self, on_progress: Callable[[Upload], None] | None = None) -> int:
+    async def publish(
+        self,
+        on_progress: Callable[[Upload], None] | None = None,
+        at_the_instant: Callable[[], None] | None = None,
+    ) -> int:
         """Publishes everything that was handed over before this call; returns the newest epoch.
+
+        ``at_the_instant`` is called just before an epoch is closed, which then is closed in any
+        case: what it changes of published chunks and packs is part of that epoch.
 
         Raises EpochTaken when another device was first (everything here is kept),
         VaultUnreachable, OutOfSpace, LoginNeeded, UploadPaused: a later call goes on where this
@@ -159,19 +166,38 @@ class Publisher:
                 if waiting is not None:
                     await self._send(waiting, on_progress)
                 # Once, and not until nothing is left: on a busy mount that may be never.
-                closed = await self._close_epoch()
+                closed = await self._close_epoch(at_the_instant)
                 if closed is not None:
                     await self._send(closed, on_progress)
             finally:
                 self.under_way = None
             return self._progress.published_epoch
 
-    async def _close_epoch(self) -> Publication | None:
+    async def checkpoint(self) -> None:
+        """Publishes a checkpoint of the newest epoch, unless it has one.
+
+        Raises as ``publish`` does. Does nothing while an epoch waits for its upload.
+        """
+        async with self._lock:
+            await self._settler.settle()
+            epoch = self._progress.last_published()
+            if epoch is None or self._progress.publication() is not None:
+                return
+            await self._look_for_checkpoints()
+            if self._newest_checkpoint < epoch.number:
+                await self._checkpoint(
+                    Publication(epoch.number, epoch.time_ns, epoch.digest, refused=False)
+                )
+                self._newest_checkpoint = epoch.number
+
+    async def _close_epoch(self, at_the_instant: Callable[[], None] | None) -> Publication | None:
         """Closes the open epoch if it holds anything, with all that is handed over by now."""
-        if not self._progress.has_changes():
+        if at_the_instant is None and not self._progress.has_changes():
             return None
 
         def close_epoch() -> None:
+            if at_the_instant is not None:
+                at_the_instant()
             self._progress.name_device(self._progress.device, self._device_name)
             self._progress.close_epoch(self._clock_ns())
 
@@ -417,6 +443,7 @@ class Publisher:
 
 
 def _write_durably(path: Path, data: bytes) -> None:
+    """Both the bytes and the name: a row will say that the file is there."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
@@ -426,5 +453,6 @@ def _write_durably(path: Path, data: bytes) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+        sync_folder(path.parent)
     except OSError as error:
         raise OutOfSpace(f"cannot write to {path.parent}: {error.strerror}") from error

@@ -5,6 +5,10 @@ does not continue what this device has seen is refused (RollbackError), and noth
 
 An epoch is applied in one transaction, so dying in the middle leaves the epoch before it.
 While one is applied, the commits of the next are on their way: far off each takes a round trip.
+
+A device that was away for so long that a clean-up removed the commits it needs begins anew from
+the newest checkpoint, if everything of it is published. The checkpoint has to agree with every
+epoch that both know.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ from cryptfs.remote.base import Remote
 from cryptfs.store.database import Database
 from cryptfs.store.exchange import apply_checkpoint, apply_commit
 from cryptfs.store.progress import Progress
+from cryptfs.store.schema import PLACE_TABLES, TREE_TABLES
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +88,9 @@ class Puller:
         seen = self._progress.published_epoch
         commits, checkpoints = await self._look(with_checkpoints=seen == 0)
         head = max(commits, default=0)
+        is_overtaken = False
         if not accept_rollback:
-            await self._refuse_rollback(head, seen)
+            is_overtaken = await self._refuse_rollback(head, seen)
         if head <= seen:
             return Pulled(head, 0)
         if await self._is_ours(head):
@@ -92,12 +98,20 @@ class Puller:
         if self._progress.publication() is not None or (seen and self._progress.has_changes()):
             return Pulled(head, 0, diverged=True)
         start = seen
-        if seen == 0:
-            start = await self._start_from_checkpoint(checkpoints, head)
+        if is_overtaken:
+            checkpoints = await self._epochs(CHECKPOINTS)
+        if seen == 0 or is_overtaken:
+            start = await self._start_from_checkpoint(checkpoints, head, seen)
+            if start < seen:
+                raise _gone(seen, head)
         await self._apply_all(range(start + 1, head + 1))
         return Pulled(head, head - seen)
 
-    async def _refuse_rollback(self, head: int, seen: int) -> None:
+    async def _refuse_rollback(self, head: int, seen: int) -> bool:
+        """Returns whether the commits that this device needs were cleaned up behind a checkpoint.
+
+        Raises RollbackError when the remote does not continue what this device has seen.
+        """
         if head < seen:
             raise RollbackError(
                 f"the vault went back: this device has seen epoch {seen}, and the newest there "
@@ -105,19 +119,19 @@ class Puller:
                 "to go on from the older state all the same, use --accept-rollback"
             )
         if seen == 0:
-            return
+            return False
         try:
             digest = object_digest(await self._remote.get(commit_name(seen)))
         except ObjectNotFound:
-            raise RollbackError(
-                f"the commit of epoch {seen}, which this device has seen, is gone from the vault, "
-                f"whose newest epoch is {head}"
-            ) from None
+            if any(seen < epoch <= head for epoch in await self._epochs(CHECKPOINTS)):
+                return True
+            raise _gone(seen, head) from None
         if digest != self._progress.published_digest:
             raise RollbackError(
                 f"epoch {seen} is another one than this device has seen (the newest there is "
                 f"epoch {head}); somebody replaced the history of the vault. Nothing was changed"
             )
+        return False
 
     async def _is_ours(self, head: int) -> bool:
         """Whether the remote's head is the epoch that we publish: we died before noting it."""
@@ -143,9 +157,12 @@ class Puller:
         names = [parse_name(info.name) for info in await self._remote.list(prefix)]
         return sorted(name.number for name in names if name is not None)
 
-    async def _start_from_checkpoint(self, epochs: list[int], head: int) -> int:
-        """Fills an empty state from the newest checkpoint that opens; returns its epoch, or 0."""
-        for epoch in reversed([epoch for epoch in epochs if epoch <= head]):
+    async def _start_from_checkpoint(self, epochs: list[int], head: int, seen: int = 0) -> int:
+        """Fills the state anew from the newest checkpoint above ``seen`` that opens; returns its
+        epoch, or 0.
+        """
+        known = self._digests()
+        for epoch in reversed([epoch for epoch in epochs if seen < epoch <= head]):
             try:
                 data = await self._remote.get(checkpoint_name(epoch))
                 envelope, first = parse_checkpoint(data, self._keys, epoch)
@@ -153,6 +170,9 @@ class Puller:
                     self._clear()
                     async for batch in self._batches(envelope, first, ObjectKind.CHECKPOINT):
                         apply_checkpoint(self._database, batch)
+                    self._require_same_line(known, epoch)
+            except RollbackError:
+                raise
             except (IntegrityError, ObjectNotFound) as error:
                 log.warning("checkpoint %d is of no use (%s); an older one is tried", epoch, error)
                 continue
@@ -162,8 +182,25 @@ class Puller:
         return 0
 
     def _clear(self) -> None:
-        """Removes the root directory that an empty state begins with."""
-        self._database.execute("DELETE FROM inode")
+        """Removes the tree: the root directory that an empty state begins with, or an old one."""
+        for table in TREE_TABLES:
+            self._database.execute(f"DELETE FROM {table}")
+            self._database.execute(f"DELETE FROM {table}_past")  # what the triggers made as well
+        for table in (*PLACE_TABLES, "epoch"):
+            self._database.execute(f"DELETE FROM {table}")
+
+    def _digests(self) -> dict[int, bytes]:
+        return {epoch.number: epoch.digest for epoch in self._progress.epochs()}
+
+    def _require_same_line(self, known: dict[int, bytes], checkpoint: int) -> None:
+        """Raises RollbackError if the checkpoint, just applied, tells of another past."""
+        for number, digest in self._digests().items():
+            if known.get(number, digest) != digest:
+                raise RollbackError(
+                    f"the checkpoint of epoch {checkpoint} tells of another epoch {number} than "
+                    "this device has seen; somebody replaced the history of the vault. Nothing "
+                    "was changed"
+                )
 
     async def _apply_all(self, epochs: range) -> None:
         """Applies these epochs in order. One that does not come fails when its turn has come."""
@@ -204,7 +241,7 @@ class Puller:
             if epoch == 1:
                 self._clear()
             async for batch in self._batches(envelope, first, ObjectKind.COMMIT):
-                apply_commit(self._database, batch)
+                apply_commit(self._database, batch, epoch)
         self._progress.note_epoch(epoch, envelope.time_ns, envelope.device, object_digest(data))
         self._progress.set_dedup(envelope.dedup)
 
@@ -213,6 +250,19 @@ class Puller:
     ) -> AsyncIterator[RowBatch]:
         """Yields the rows of all parts in the order they were written, one in memory at a time."""
         for part in envelope.parts:
-            data = await self._remote.get(pack_name(part.name))
+            try:
+                data = await self._remote.get(pack_name(part.name))
+            except ObjectNotFound:
+                raise IntegrityError(
+                    f"{pack_name(part.name)} is missing, a part of what epoch {envelope.epoch} "
+                    "says: the vault cannot be read beyond it"
+                ) from None
             yield parse_part(data, part, self._keys, of=kind, epoch=envelope.epoch)
         yield first
+
+
+def _gone(seen: int, head: int) -> RollbackError:
+    return RollbackError(
+        f"the commit of epoch {seen}, which this device has seen, is gone from the vault, "
+        f"whose newest epoch is {head}"
+    )

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from cryptfs.format.names import PACKS
 from cryptfs.remote.base import ObjectInfo
+from cryptfs.store.garbage import Garbage
 from cryptfs.upkeep.check_commits import CommitCheck
 from cryptfs.upkeep.check_headers import check_headers
-from cryptfs.upkeep.check_packs import OnBytes, PackCheck
+from cryptfs.upkeep.check_packs import EVERYTHING, OnBytes, PackCheck, Sample
 from cryptfs.upkeep.check_rows import check_rows
 from cryptfs.upkeep.findings import Finding, Severity
 from cryptfs.upkeep.inventory import Checkable, Inventory
@@ -22,20 +23,26 @@ async def check(
     listed: Sequence[ObjectInfo],
     *,
     data: bool = False,
+    sample: Sample | None = None,
     on_bytes: OnBytes | None = None,
 ) -> list[Finding]:
     """Returns the findings, the gravest first; none when all is well.
 
     ``listed`` is everything on the remote, listed before ``source`` was opened: an object that
     is newer than the list is looked for by name, and one that is older has its rows.
+    With ``data`` every chunk is opened, with ``sample`` those of some packs, else none.
     Raises VaultUnreachable when the remote goes away: then nothing is said about anything.
     """
     inventory = Inventory(source.remote, listed)
     findings = [finding async for finding in check_headers(source, inventory)]
     commits = CommitCheck(source, inventory)
     findings += [finding async for finding in commits.run()]
-    findings += await PackCheck(source, inventory).run(data=data, on_bytes=on_bytes)
+    findings += await PackCheck(source, inventory).run(
+        data=EVERYTHING if data else sample, on_bytes=on_bytes
+    )
     findings += check_rows(source.database)
+    for dead in Garbage(source.database).dead_objects():
+        inventory.claim(dead.name)  # the next clean-up deletes it
     findings += _unclaimed(inventory)
     return sorted(findings, key=lambda finding: -finding.severity)
 

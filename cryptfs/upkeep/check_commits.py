@@ -43,8 +43,8 @@ class CommitCheck:
             finding = await self._check_checkpoint(epoch, digests.get(epoch))
             if finding is not None:
                 yield finding
-        for epoch, digest in digests.items():
-            finding = await self._check_commit(epoch, digest)
+        for epoch in self._expected(set(digests)):
+            finding = await self._check_commit(epoch, digests.get(epoch))
             if finding is not None:
                 yield finding
         async for finding in self._check_newer(digests):
@@ -74,8 +74,21 @@ class CommitCheck:
 
     # -- commits ---------------------------------------------------------------------------
 
-    async def _check_commit(self, epoch: int, digest: bytes) -> Finding | None:
-        """The commit must be the one that this device has seen, byte for byte."""
+    def _expected(self, known: set[int]) -> list[int]:
+        """Returns the epochs up to our newest whose commits are to be there, in order.
+
+        A clean-up removes those that a checkpoint stands in for, from the oldest on.
+        """
+        head = max(known, default=0)
+        listed = [epoch for epoch in self._inventory.numbers(NameKind.COMMIT) if epoch <= head]
+        begin = min([*listed[:1], self._good_checkpoint + 1])
+        needed = range(self._good_checkpoint + 1, head + 1)
+        return sorted(epoch for epoch in {*known, *listed, *needed} if epoch >= begin)
+
+    async def _check_commit(self, epoch: int, digest: bytes | None) -> Finding | None:
+        """The commit must be the one that this device has seen, byte for byte; ``digest`` is None
+        where that was forgotten with the restore point.
+        """
         name = commit_name(epoch)
         self._inventory.claim(name)
         try:
@@ -85,7 +98,7 @@ class CommitCheck:
             envelope, _ = await trio.to_thread.run_sync(
                 parse_commit, data, self._source.keys, epoch
             )
-            if object_digest(data) != digest:
+            if digest is not None and object_digest(data) != digest:
                 return self._finding(
                     epoch, "commit-replaced",
                     f"{name} is another one than this device has seen: somebody replaced the "

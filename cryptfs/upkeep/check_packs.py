@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
@@ -34,6 +36,22 @@ _ADVICE: Final = (
 )
 
 
+class Sample(NamedTuple):
+    """Some of the packs, the same ones for the same seed as long as the packs are the same."""
+
+    share: float  # above 0, at most 1; at least one pack is taken
+    seed: int  # 0 to 2**32 - 1
+
+    def of(self, names: Sequence[bytes]) -> frozenset[bytes]:
+        """Returns the chosen ones of ``names``; a larger share adds to those of a smaller."""
+        key = self.seed.to_bytes(4, "big")
+        ranked = sorted(names, key=lambda name: hashlib.sha256(key + name).digest())
+        return frozenset(ranked[: math.ceil(len(ranked) * self.share)])
+
+
+EVERYTHING: Final = Sample(1, 0)
+
+
 class _Pack(NamedTuple):
     id: int
     raw_name: bytes
@@ -62,11 +80,12 @@ class PackCheck:
         self._damages: list[_Damage] = []
         self._done = 0
 
-    async def run(self, *, data: bool, on_bytes: OnBytes | None) -> list[Finding]:
-        """Returns a finding for each pack that is not as it should be."""
+    async def run(self, *, data: Sample | None, on_bytes: OnBytes | None) -> list[Finding]:
+        """Returns a finding for each pack that is not as it should be; ``data`` are opened."""
         good = [pack for pack in self._packs() if await self._check_presence(pack)]
-        if data:
-            await self._open_all(good, on_bytes)
+        if data is not None:
+            chosen = data.of([pack.raw_name for pack in good])
+            await self._open_all([pack for pack in good if pack.raw_name in chosen], on_bytes)
         return self._findings()
 
     def _packs(self) -> list[_Pack]:
@@ -120,7 +139,9 @@ class PackCheck:
     # -- content ---------------------------------------------------------------------------
 
     async def _open_all(self, packs: list[_Pack], on_bytes: OnBytes | None) -> None:
-        total = self._source.database.value("SELECT coalesce(sum(stored), 0) FROM chunk")
+        rows = self._source.database.rows("SELECT pack, sum(stored) FROM chunk GROUP BY pack")
+        stored: dict[int, int] = {id: size for id, size in rows}
+        total = sum(stored.get(pack.id, 0) for pack in packs)
         sender, receiver = trio.open_memory_channel[_Pack](0)
 
         async def work(packs: trio.MemoryReceiveChannel[_Pack]) -> None:
@@ -141,14 +162,7 @@ class PackCheck:
 
     async def _open_pack(self, pack: _Pack) -> int:
         """Opens every chunk of the pack; returns how many sealed bytes they have."""
-        chunks = [
-            _Chunk(row[0], row[1], ChunkPlace._make(row[2:]))
-            for row in self._source.database.rows(
-                "SELECT id, digest, piece, offset, stored, plain, codec FROM chunk "
-                "WHERE pack = ? ORDER BY offset",
-                (pack.id,),
-            )
-        ]
+        chunks = _chunks_of(self._source, pack.id)
         try:
             data = await self._read(pack)
         except IntegrityError as error:
@@ -200,6 +214,28 @@ class _Chunk(NamedTuple):
     id: int
     digest: bytes | None
     place: ChunkPlace
+
+
+def _chunks_of(source: Checkable, pack: int) -> list[_Chunk]:
+    return [
+        _Chunk(row[0], row[1], ChunkPlace._make(row[2:]))
+        for row in source.database.rows(
+            "SELECT id, digest, piece, offset, stored, plain, codec FROM chunk "
+            "WHERE pack = ? ORDER BY offset",
+            (pack,),
+        )
+    ]
+
+
+async def is_whole(source: Checkable, name: str, data: bytes) -> bool:
+    """Whether ``data`` is the pack of this object's name: its size, and every chunk in it."""
+    for id, raw, size in source.database.rows("SELECT id, name, size FROM pack"):
+        if pack_name(raw) == name:
+            chunks = _chunks_of(source, id)
+            return len(data) == size and not await trio.to_thread.run_sync(
+                _damaged_chunks, source.keys, name, data, chunks
+            )
+    return False
 
 
 def _damaged_chunks(keys: VaultKeys, name: str, data: bytes, chunks: list[_Chunk]) -> list[int]:

@@ -5,30 +5,66 @@ Holes are left out, so whoever writes the pieces into a new file keeps it sparse
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from cryptfs.fs.reader import ChunkReader
 from cryptfs.ids import CHUNK_SIZE
-from cryptfs.store.content import PAGE_SIZE, Content
+from cryptfs.store.content import PAGE_SIZE, ChunkRef
 from cryptfs.store.database import Database
-from cryptfs.store.tree import Inode, Tree
+from cryptfs.store.history import PastContent, PastTree
+from cryptfs.store.tree import Entry, Inode
 
 CHUNKS_AT_ONCE: Final = 32
 """4 MiB: so much that the hop to a thread costs nothing beside it."""
 
 
+class ReadableTree(Protocol):
+    """``Tree`` and ``PastTree``, as far as whoever reads needs them."""
+
+    def inode(self, id: int) -> Inode | None: ...
+    def target(self, id: int) -> bytes | None: ...
+    def entry(self, parent: int, name: bytes) -> Entry | None: ...
+    def inode_of_entry(self, parent: int, name: bytes) -> Inode | None: ...
+    def entries(self, parent: int, after: int = 0) -> Iterator[tuple[int, bytes, Inode]]: ...
+    def xattr(self, inode: int, name: bytes) -> bytes | None: ...
+    def xattr_names(self, inode: int) -> list[bytes]: ...
+    def totals(self) -> tuple[int, int]: ...
+
+
+class ReadableContent(Protocol):
+    """``Content`` and ``PastContent``, as far as whoever reads needs them."""
+
+    def extents(self, inode: int, first: int, last: int) -> dict[int, ChunkRef]: ...
+    def next_indexes(self, inode: int, after_idx: int, most: int) -> list[int]: ...
+    def journaled(self, inode: int | None = None) -> list[tuple[int, int, int]]: ...
+    def pages(self, slot: int) -> list[tuple[int, bytes]]: ...
+
+
 class Readable(Protocol):
-    """What can be read of a vault; ``vault.View`` is one."""
+    """What can be read of a vault; ``vault.View`` and ``Past`` are two."""
 
     @property
-    def database(self) -> Database: ...
+    def tree(self) -> ReadableTree: ...
     @property
-    def tree(self) -> Tree: ...
-    @property
-    def content(self) -> Content: ...
+    def content(self) -> ReadableContent: ...
     @property
     def chunks(self) -> ChunkReader: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A vault as it was at a restore point."""
+
+    tree: PastTree
+    content: PastContent
+    chunks: ChunkReader
+
+
+def at_epoch(database: Database, chunks: ChunkReader, epoch: int) -> Past:
+    """Returns what can be read of the vault at a restore point."""
+    return Past(PastTree(database, epoch), PastContent(database, epoch), chunks)
 
 
 class Piece(NamedTuple):
@@ -62,7 +98,8 @@ class Contents:
         source = self._source
         of_file = self._slots.get(inode.id, {})
         slots = {idx: slot for idx, slot in of_file.items() if idx > after_idx}
-        indexes = _next_indexes(source.database, inode.id, after_idx, slots)
+        sealed = source.content.next_indexes(inode.id, after_idx, CHUNKS_AT_ONCE)
+        indexes = sorted({*slots, *sealed})[:CHUNKS_AT_ONCE]
         if not indexes:
             return None
         refs = source.content.extents(inode.id, indexes[0], indexes[-1])
@@ -76,17 +113,6 @@ class Contents:
             if room > 0:
                 pieces.append(Piece(idx * CHUNK_SIZE, memoryview(data)[:room]))
         return Pieces(pieces, indexes[-1])
-
-
-def _next_indexes(
-    database: Database, inode: int, after_idx: int, journaled: Iterable[int]
-) -> list[int]:
-    """Returns the next chunks of the file that are no holes, in order."""
-    extents = database.rows(
-        "SELECT idx FROM extent WHERE inode = ? AND idx > ? ORDER BY idx LIMIT ?",
-        (inode, after_idx, CHUNKS_AT_ONCE),
-    )
-    return sorted({*journaled, *(row[0] for row in extents)})[:CHUNKS_AT_ONCE]
 
 
 def _overlay(sealed: bytes | bytearray, pages: list[tuple[int, bytes]]) -> bytearray:

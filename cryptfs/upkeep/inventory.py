@@ -9,6 +9,8 @@ from cryptfs.crypto.keys import VaultKeys
 from cryptfs.errors import IntegrityError, ObjectNotFound
 from cryptfs.format.names import NameKind, ObjectName, parse_name
 from cryptfs.remote.base import ObjectInfo, Remote
+from cryptfs.store.content import Content
+from cryptfs.store.database import Database
 from cryptfs.store.progress import Progress
 from cryptfs.store.state import StateFolder
 from cryptfs.upkeep.contents import Readable
@@ -17,6 +19,10 @@ from cryptfs.upkeep.contents import Readable
 class Checkable(Readable, Protocol):
     """What can be checked of a vault; ``vault.View`` is one."""
 
+    @property
+    def database(self) -> Database: ...
+    @property
+    def content(self) -> Content: ...
     @property
     def remote(self) -> Remote: ...
     @property

@@ -48,8 +48,11 @@ COMMANDS = list(commands())
 
 def test_all_commands_are_there() -> None:
     assert {" ".join(words) for words in COMMANDS} == {
-        "init", "mount", "umount", "sync", "status", "log", "restore", "check", "key show",
+        "init", "mount", "umount", "sync", "status", "log", "diff", "restore", "undelete", "keep",
+        "forget", "policy", "check", "gc", "key show",
         "key list", "key add-password", "key change-password", "key remove-password",
+        "login icloud", "login gdrive", "login webdav", "remotes",
+        "logout icloud", "logout gdrive", "logout webdav",
     }  # fmt: skip
 
 
@@ -57,7 +60,7 @@ def test_all_commands_are_there() -> None:
 def test_help_has_an_example(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*words, "--help"]) == 0
     said = capsys.readouterr().out
-    assert re.search(rf"Examples?:\n  cryptfs {' '.join(words)} ", said)
+    assert re.search(rf"Examples?:\n  cryptfs {' '.join(words)}[ \n]", said)
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -268,7 +271,9 @@ def test_status_and_sync(machine: Machine) -> None:
 
 def test_log(machine: Machine) -> None:
     (one,) = machine.do("log", "--json", *machine.password, machine.vault).json()
-    assert one.keys() == {"epoch", "time", "device", "device_number", "digest"}
+    assert one.keys() == {
+        "epoch", "time", "device", "device_number", "digest", "name", "added", "changed", "removed",
+    }  # fmt: skip
     assert (one["epoch"], one["device"]) == (1, "desk")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", one["time"])
     assert re.search(r"1 +\d{4}-.* desk", machine.do("log", *machine.password, machine.vault).out)
@@ -383,6 +388,36 @@ def test_json_of_a_path_of_this_machine(capsys: pytest.CaptureFixture[str]) -> N
     said = capsys.readouterr().out
     assert "\\udcff/ä" in said
     assert os.fsencode(json.loads(said)["mountpoint"]) == b"/\xff/\xc3\xa4"
+
+
+def test_check_of_a_sample(filled: Machine) -> None:
+    said = filled.do("check", "--sample", "5%", *filled.password, filled.vault)
+    assert "every chunk of the sample opens" in said.err
+    seed = re.search(r"Reading 5% of the packs; --seed (\d+) reads the same", said.err)
+    assert seed is not None
+    again = ["check", "--sample", "5%", "--seed", seed[1], *filled.password, filled.vault]
+    assert filled.do(*again).err == said.err
+    for wrong in ("5", "0%", "101%", "nan%", "%", "much"):
+        said = filled.run("check", "--sample", wrong, *filled.password, filled.vault)
+        assert said.code == 2 and f"--sample {wrong} is no share" in said.err
+    said = filled.run("check", "--sample", "5%", "--data", *filled.password, filled.vault)
+    assert said.code == 2 and "give one of them" in said.err
+    said = filled.run("check", "--seed", "1", *filled.password, filled.vault)
+    assert said.code == 2 and "give --sample too" in said.err
+
+
+def test_check_repairs_from_the_cache(filled: Machine) -> None:
+    said = filled.do("check", "--repair", "--data", *filled.password, filled.vault)
+    assert "Nothing was repaired" in said.err and "All is well" in said.err
+    (pack,) = (filled.vault / "packs").iterdir()
+    before = pack.read_bytes()
+    (spool,) = filled.folder.rglob("spool")
+    (spool.parent / "cache" / pack.name).write_bytes(before)
+    pack.unlink()
+    said = filled.do("check", "--repair", *filled.password, filled.vault)
+    assert f"Put back from this device: packs/{pack.name}." in said.err
+    assert "All is well" in said.err
+    assert pack.read_bytes() == before
 
 
 def test_a_notice_is_no_failure(filled: Machine) -> None:

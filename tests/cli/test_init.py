@@ -82,10 +82,11 @@ def test_options_that_make_no_sense_together(machine: Machine, options: tuple[st
     assert machine.run("init", *options, machine.folder / "new").code == 2
 
 
-def test_a_place_of_a_later_kind_is_told(machine: Machine) -> None:
-    said = machine.run("init", "--yes", *machine.password, "icloud:vault")
-    assert said.code == 2
-    assert "cannot use icloud: vaults yet" in said.err
+@pytest.mark.parametrize("kind", ["icloud", "gdrive"])
+def test_a_cloud_nobody_is_logged_in_to(machine: Machine, kind: str) -> None:
+    said = machine.run("init", "--yes", *machine.password, f"{kind}:vault")
+    assert (said.code, said.out) == (6, "")
+    assert f"run: cryptfs login {kind}" in said.err
 
 
 @pytest.mark.parametrize(("options", "dedup"), [((), 1), (("--no-dedup",), 0)])

@@ -21,8 +21,8 @@ from tests.device import noise
 from tests.test_vault import flip_table
 
 STATUS_KEYS = {
-    "pid", "mountpoint", "vault", "vault_id", "read_only", "device", "epoch", "published_at",
-    "published_by",
+    "pid", "mountpoint", "vault", "vault_id", "read_only", "device", "epoch", "at",
+    "published_at", "published_by",
     "dirty_bytes", "unpublished_bytes", "unpublished_changes", "uploading", "inodes",
     "size_bytes", "compression_saved_bytes", "dedup_saved_bytes", "state", "problem", "traffic",
 }  # fmt: skip

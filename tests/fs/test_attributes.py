@@ -74,12 +74,14 @@ async def test_writing_and_cutting_are_changes(device: Device) -> None:
         times.append(vault.fs.getattr(inode))
         await vault.fs.setattr(inode, Change(size=3))
         times.append(vault.fs.getattr(inode))
-        await vault.fs.setattr(inode, Change(size=3))
+        await vault.fs.setattr(inode, Change(size=9000))
         times.append(vault.fs.getattr(inode))
         for earlier, later in itertools.pairwise(times):
             assert later.mtime_ns == later.ctime_ns > earlier.mtime_ns
             assert later.btime_ns == earlier.btime_ns
             assert later.atime_ns == earlier.atime_ns
+        assert await vault.fs.setattr(inode, Change(size=9000)) == times[-1]
+        assert vault.fs.getattr(inode) == times[-1]
 
 
 async def test_reading_is_no_change(device: Device) -> None:
@@ -103,7 +105,7 @@ async def test_xattrs_come_and_go(device: Device) -> None:
             (b"user.any \xff bytes", b"\0\xff"),
             (b"security.capability", noise(20)),
             (b"trusted.overlay", noise(44)),
-            (b"x" * 255, noise(XATTR_VALUE_MAX)),
+            (b"user." + b"x" * 250, noise(XATTR_VALUE_MAX)),
         ):
             before = vault.fs.getattr(inode)
             await vault.fs.setxattr(inode, name, value)
@@ -148,6 +150,30 @@ async def test_access_control_lists_are_refused_not_kept_unread(device: Device) 
         inode = await make_file(vault, b"file")
         with refused(errno.EOPNOTSUPP):
             await vault.fs.setxattr(inode, b"system.posix_acl_access", noise(44))
+        assert vault.fs.listxattr(inode) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        (b"nothing.a", errno.EOPNOTSUPP),
+        (b"user", errno.EOPNOTSUPP),
+        (b".a", errno.EOPNOTSUPP),
+        (b"user.", errno.EINVAL),
+        (b"trusted.", errno.EINVAL),
+    ],
+)
+async def test_only_the_namespaces_of_linux_are_kept(
+    device: Device, name: bytes, code: int
+) -> None:
+    async with device.opened() as vault:
+        inode = await make_file(vault, b"file")
+        with refused(code):
+            await vault.fs.setxattr(inode, name, b"")
+        with refused(code):
+            vault.fs.getxattr(inode, name)
+        with refused(code):
+            await vault.fs.removexattr(inode, name)
         assert vault.fs.listxattr(inode) == []
 
 

@@ -201,8 +201,8 @@ class Machine(RuleBasedStateMachine):
         _, node = self.model.walk()[number % len(self.model.walk())]
         id = self.inode(node)
         self.both(
-            lambda: node.xattrs.update({name: value}),
-            lambda: self.vault.fs.setxattr(id, name, value),
+            lambda: node.xattrs.update({b"user." + name: value}),
+            lambda: self.vault.fs.setxattr(id, b"user." + name, value),
         )
 
     @rule(number=which, name=names)
@@ -210,8 +210,8 @@ class Machine(RuleBasedStateMachine):
         _, node = self.model.walk()[number % len(self.model.walk())]
         id = self.inode(node)
         self.both(
-            lambda: self.model.remove_xattr(node, name),
-            lambda: self.vault.fs.removexattr(id, name),
+            lambda: self.model.remove_xattr(node, b"user." + name),
+            lambda: self.vault.fs.removexattr(id, b"user." + name),
         )
 
     @rule(number=which)

@@ -35,7 +35,7 @@ class FarFolder(FolderRemote):
 
 
 def main(log: str) -> int:
-    def open_far(url: str) -> Remote:
+    def open_far(url: str, logins: Path) -> Remote:
         return FarFolder(Path(url))
 
     FarFolder.log = Path(log)

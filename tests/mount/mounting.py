@@ -157,8 +157,8 @@ class Mount:
         wait_until("the mount is let go", self._unmount_once, 10)
         assert self.wait() == 0, self.log.read_text()
         if not self.expects_errors:
-            assert self.log_lines("ERROR") == []
-            assert self.log_lines("Traceback") == []
+            unexpected = self.log_lines("ERROR") + self.log_lines("Traceback")
+            assert not unexpected, unexpected
 
     def _unmount_once(self) -> bool:
         command = ["fusermount3", "-u", "--", str(self.path)]

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -419,6 +420,19 @@ def test_a_new_file_has_the_time_of_now(folder: Path, tmp_path: Path) -> None:
         assert before <= ns <= before + 30 * 10**9
 
 
+def test_what_is_written_later_is_not_older(folder: Path) -> None:
+    """The kernel gives the times of what is written, we those of what is made."""
+    written = folder / "written"
+    for number in range(200):
+        made = folder / f"made {number}"
+        made.touch()
+        written.write_bytes(b"%d" % number)
+        assert made.stat().st_mtime_ns <= written.stat().st_mtime_ns
+        made.write_bytes(b"x")
+        found = made.stat()
+        assert found.st_atime_ns <= found.st_mtime_ns <= found.st_ctime_ns
+
+
 def test_modes(folder: Path) -> None:
     (folder / "file").touch()
     (folder / "dir").mkdir()
@@ -518,6 +532,28 @@ def test_extended_attributes_go_with_the_file(folder: Path) -> None:
 
 
 # -- renaming ----------------------------------------------------------------------------------
+
+
+def test_a_running_program_is_not_written(folder: Path) -> None:
+    program = folder / "program"
+    shutil.copy(shutil.which("sleep") or "", program)
+    with subprocess.Popen([program, "60"]) as running:
+        expect(errno.ETXTBSY, lambda: os.open(program, os.O_WRONLY))
+        expect(errno.ETXTBSY, lambda: os.open(program, os.O_RDWR | os.O_TRUNC))
+        expect(errno.ETXTBSY, lambda: os.truncate(program, 0))
+        program.rename(folder / "renamed")
+        running.kill()
+    os.truncate(folder / "renamed", 0)
+
+
+def test_whoever_overwrites_a_program_keeps_no_set_id_bits(folder: Path) -> None:
+    """Root may keep them; see ``test_conformance`` for other users."""
+    path = folder / "file"
+    for mode in (0o6777, 0o4755, 0o2755):
+        path.write_bytes(b"old")
+        path.chmod(mode)
+        path.write_bytes(b"new")
+        assert stat.S_IMODE(path.stat().st_mode) == (mode if IS_ROOT else mode & 0o777)
 
 
 def test_renaming(folder: Path) -> None:

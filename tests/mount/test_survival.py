@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,6 +94,18 @@ def test_times_of_changes_survive(device: Device, tmp_path: Path) -> None:
         made = {name: (mount.path / name).stat().st_mtime_ns for name in os.listdir(mount.path)}
     with device.mount(tmp_path / "mnt") as mount:
         assert {name: (mount.path / name).stat().st_mtime_ns for name in made} == made
+
+
+def test_a_cut_to_the_size_that_a_file_has_keeps_its_times(device: Device, tmp_path: Path) -> None:
+    """The kernel takes it for no change, and says so; the vault must not know better."""
+    with device.mount(tmp_path / "mnt") as mount:
+        path = mount.path / "file"
+        path.write_bytes(b"content")
+        time.sleep(0.02)
+        os.truncate(path, 7)
+        shown = path.stat()
+    with device.mount(tmp_path / "mnt"):
+        assert (path.stat().st_mtime_ns, path.stat().st_size) == (shown.st_mtime_ns, 7)
 
 
 def test_an_attribute_that_the_disk_cannot_hold_ends_no_restore(

@@ -136,6 +136,11 @@ class FaultyRemote(Remote):
         await self.inner.delete(name)
         self._end(call)
 
+    async def purge(self) -> None:
+        call = await self._begin("purge", "")
+        await self.inner.purge()
+        self._end(call)
+
     async def space(self) -> Space | None:
         call = await self._begin("space", "")
         space = await self.inner.space()

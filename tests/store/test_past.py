@@ -187,7 +187,7 @@ def test_commits_and_checkpoints_of_any_epoch(
     for epoch in range(1, EPOCHS + 1):
         open_epoch(follower, epoch)
         for batch in commit_batches(database, epoch):
-            apply_commit(follower, batch)
+            apply_commit(follower, batch, epoch)
         assert view_at(follower, epoch) == models[epoch]
     for epoch, expected in enumerate(models):
         assert view_at(follower, epoch) == expected, "the past was not kept by the follower"
@@ -199,7 +199,7 @@ def test_commits_and_checkpoints_of_any_epoch(
         for epoch in range(start + 1, EPOCHS + 1):
             open_epoch(newcomer, epoch)
             for batch in commit_batches(database, epoch):
-                apply_commit(newcomer, batch)
+                apply_commit(newcomer, batch, epoch)
         for epoch, expected in enumerate(models):
             assert view_at(newcomer, epoch) == expected
         newcomer.close()

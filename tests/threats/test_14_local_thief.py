@@ -81,7 +81,7 @@ async def test_no_error_brings_a_name_into_the_log(
     """Everything fails, and the log that a mount leaves (level INFO) names no file."""
     caplog.set_level(logging.INFO)
     async with device.opened(background=False) as vault:
-        handlers = Handlers(vault.fs, vault.disk.statvfs)
+        handlers = Handlers(vault.fs, vault.disk.statvfs, history=vault.history())
         inode = await write_file(vault, NAME, CONTENT * 10_000)
         await vault.publisher.publish()
         # Damage: EIO.

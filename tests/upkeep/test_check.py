@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from cryptfs.format.header import Header, encode_header
-from cryptfs.format.names import header_name
+from cryptfs.format.names import checkpoint_name, commit_name, header_name, pack_name
 from cryptfs.store.spool import spool_file
 from cryptfs.unlock import Unlocked
 from cryptfs.upkeep.check import check
+from cryptfs.upkeep.check_packs import EVERYTHING, Sample
 from cryptfs.upkeep.findings import Finding, Severity
 from cryptfs.vault import open_vault, open_view
 from tests.device import Device, noise, write_file
@@ -53,6 +54,35 @@ async def test_progress_ends_at_the_total(full: Device) -> None:
     assert told[-1][0] == told[-1][1] > 0
 
 
+def test_a_sample_is_the_same_for_its_seed() -> None:
+    names = [b"%016d" % number for number in range(200)]
+    chosen = Sample(0.05, 7).of(names)
+    assert len(chosen) == 10
+    assert Sample(0.05, 7).of(names[::-1]) == chosen != Sample(0.05, 8).of(names)
+    assert chosen < Sample(0.1, 7).of(names) < EVERYTHING.of(names) == frozenset(names)
+    assert len(Sample(0.05, 7).of(names[:3])) == 1, "never none"
+    assert frozenset().union(*(Sample(0.05, seed).of(names) for seed in range(200))) == set(names)
+
+
+async def test_a_sample_opens_its_packs_and_no_others(full: Device) -> None:
+    names = sorted(full.objects("packs"))
+    async with viewing(full) as view:
+        packs = [row[0] for row in view.database.rows("SELECT name FROM pack")]
+    assert len(packs) > 1
+    for name in packs:
+        flip(full.remote_folder / pack_name(name), 70)
+    listed = await full.remote().list("")
+    told: list[tuple[int, int]] = []
+    sample = Sample(0.01, 3)
+    async with viewing(full) as view:
+        found = await check(
+            view, listed, sample=sample, on_bytes=lambda done, total: told.append((done, total))
+        )
+    assert kinds(found) == [("pack-damaged", pack_name(name)) for name in sample.of(packs)]
+    assert len(found) == 1 and told[-1][0] == told[-1][1] > 0
+    assert sorted(full.objects("packs")) == names
+
+
 # -- each kind of object, removed, cut, flipped ------------------------------------------------
 
 Harm = Callable[[Path], None]
@@ -86,7 +116,12 @@ def flip_body(path: Path) -> None:
     flip(path, 70)
 
 
-HARMS: list[Harm] = [remove, cut, empty, zero, flip_salt, flip_body]
+def extend(path: Path) -> None:
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes() + bytes(4096))
+
+
+HARMS: list[Harm] = [remove, cut, extend, empty, zero, flip_salt, flip_body]
 
 
 @pytest.mark.parametrize("harm", HARMS)
@@ -94,7 +129,7 @@ async def test_a_harmed_pack_names_the_files_hit(full: Device, harm: Harm) -> No
     name = await pack_of(full, b"photos/big")
     harm(full.remote_folder / name)
     (found,) = await checked(full, data=True)
-    kind = {remove: "pack-missing", cut: "pack-wrong-size", empty: "pack-wrong-size"}
+    kind = {remove: "pack-missing"} | dict.fromkeys((cut, extend, empty), "pack-wrong-size")
     assert (found.kind, found.object) == (kind.get(harm, "pack-damaged"), name)
     assert found.severity is Severity.LOSS
     assert found.files_hit >= len(found.files) > 0
@@ -149,6 +184,46 @@ async def test_a_harmed_part_is_found(full: Device, harm: Harm) -> None:
     (found,) = await checked(full)
     assert found.kind in ("commit-damaged", "checkpoint-damaged")
     assert parts[0] in found.sentence
+
+
+# -- each kind of object, swapped with another and replaced by an older one ----------------------
+
+
+async def test_a_pack_in_the_place_of_another(full: Device) -> None:
+    name = await pack_of(full, b"photos/big")
+    size = (full.remote_folder / name).stat().st_size
+    async with viewing(full) as view:
+        packs = [pack_name(row[0]) for row in view.database.rows("SELECT name FROM pack")]
+    other = (full.remote_folder / next(pack for pack in packs if pack != name)).read_bytes()
+    (full.remote_folder / name).chmod(0o600)
+    (full.remote_folder / name).write_bytes(other.ljust(size, b"\0")[:size])
+    (found,) = await checked(full, data=True)
+    assert (found.kind, found.object) == ("pack-damaged", name)
+
+
+@pytest.mark.parametrize(
+    ("harmed", "by"), [(2, 3), (3, 2)], ids=["by a newer one", "by an older one"]
+)
+async def test_a_commit_in_the_place_of_another(full: Device, harmed: int, by: int) -> None:
+    name = commit_name(harmed)
+    (full.remote_folder / name).chmod(0o600)
+    shutil.copyfile(full.remote_folder / commit_name(by), full.remote_folder / name)
+    assert kinds(await checked(full)) == [("commit-damaged", name)]
+
+
+@pytest.mark.parametrize(("harmed", "by"), [(2, 4), (4, 2)])
+async def test_a_checkpoint_in_the_place_of_another(full: Device, harmed: int, by: int) -> None:
+    name = checkpoint_name(harmed)
+    (full.remote_folder / name).chmod(0o600)
+    shutil.copyfile(full.remote_folder / checkpoint_name(by), full.remote_folder / name)
+    found = await checked(full)
+    assert ("checkpoint-damaged", name) in kinds(found)
+    assert {finding.kind for finding in found} <= {"checkpoint-damaged", "unreferenced"}
+
+
+async def test_a_header_in_the_place_of_a_newer_one(full: Device) -> None:
+    shutil.copyfile(full.remote_folder / header_name(1), full.remote_folder / header_name(2))
+    assert kinds(await checked(full)) == [("header-damaged", header_name(2))]
 
 
 # -- what does not belong --------------------------------------------------------------------

@@ -1,0 +1,129 @@
+"""``cryptfs gc``: gives back the room of what no file and no restore point needs."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import trio
+
+from cryptfs.cli.asking import SecretSource, open_with, secret_options
+from cryptfs.cli.display import count, format_size, say, show, show_json, warn
+from cryptfs.cli.examples import examples
+from cryptfs.cli.places import Mounted, find_mounted, raise_error, remote_of, surroundings
+from cryptfs.control import Message, ask
+from cryptfs.errors import CryptfsError, UsageError
+from cryptfs.upkeep.gc_plan import GRACE_DAYS, plan_message, report_message
+from cryptfs.vault import noting_damage, open_vault
+
+
+@click.command(
+    epilog=examples(
+        "cryptfs gc --dry-run ~/private",
+        "cryptfs gc --yes --json --key-file key ~/Cloud/vault | jq .deleted_bytes",
+    )
+)
+@click.argument("place", metavar="VAULT|DIR")
+@secret_options
+@click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
+@click.option("--yes", is_flag=True, help="Do not ask before anything is deleted.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan, or what was done, as JSON.")
+def gc(place: str, secret: SecretSource, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Give back the room of what no file and no restore point needs.
+
+    A mount does this by itself, about once a day. What died stays in the vault for another 14
+    days, so that a device that was away finds everything that it knows of.
+    """
+    if as_json and not (dry_run or yes):
+        raise UsageError("--json asks nobody; add --yes to clean up, or --dry-run to look")
+    mounted = find_mounted(place)
+    if mounted is not None:
+        _of_mounted(mounted, dry_run, yes, as_json)
+    else:
+        trio.run(_of_unmounted, place, secret, dry_run, yes, as_json)
+
+
+def _of_mounted(mounted: Mounted, dry_run: bool, yes: bool, as_json: bool) -> None:
+    def do(plan: bool) -> Message:
+        answer: Message = {}
+        for answer in ask(mounted.state.control, {"do": "clean up", "plan": plan}):
+            raise_error(answer)
+        answer.pop("done", None)
+        return answer
+
+    if not _agreed(do(True), dry_run, yes, as_json):
+        return
+    _tell(do(False), as_json)
+
+
+async def _of_unmounted(
+    place: str, secret: SecretSource, dry_run: bool, yes: bool, as_json: bool
+) -> None:
+    around = surroundings()
+    remote = remote_of(place)
+    try:
+        unlocked = await open_with(remote, secret, around.state_root)
+        vault = await open_vault(remote, unlocked, around)
+        try:
+            for notice in vault.notices + vault.private_notices:
+                warn(notice)
+            with noting_damage(vault.view.state):
+                plan = plan_message(await vault.collector.plan())
+                if _agreed(plan, dry_run, yes, as_json):
+                    _tell(report_message(await vault.collector.run()), as_json)
+        finally:
+            vault.close()
+    finally:
+        await remote.close()
+
+
+def _agreed(plan: Message, dry_run: bool, yes: bool, as_json: bool) -> bool:
+    """Shows the plan; whether it is to be carried out."""
+    if as_json and dry_run:
+        show_json(plan)
+    elif not as_json:
+        for line in plan_lines(plan):
+            show(line)
+    if dry_run:
+        return False
+    if yes or plan["nothing_to_do"]:
+        return True
+    if not sys.stdin.isatty():
+        raise UsageError("nobody is there to be asked; add --yes to clean up, or --dry-run to look")
+    if not click.confirm("Do this? What is forgotten or deleted does not come back", err=True):
+        raise CryptfsError("nothing was changed")
+    return True
+
+
+def plan_lines(plan: Message) -> list[str]:
+    """What would be done, one sentence each."""
+
+    def packs(what: str) -> str:
+        return f"{count(plan[f'{what}_packs'], 'pack')} ({format_size(plan[f'{what}_bytes'])})"
+
+    lines = []
+    if plan["forget_restore_points"]:
+        points = count(plan["forget_restore_points"], "restore point")
+        lines.append(f"Forget {points} that the policy keeps no longer.")
+    if plan["repack_packs"]:
+        lines.append(f"Pack what is needed of {packs('repack')} anew.")
+    if plan["condemn_packs"]:
+        lines.append(f"Set {packs('condemn')} aside for {GRACE_DAYS} days: nothing needs them.")
+    if plan["drop_packs"]:
+        lines.append(f"Take {packs('drop')} out of the vault and delete them.")
+    if plan["delete_objects"]:
+        objects = count(plan["delete_objects"], "object")
+        lines.append(f"Delete {objects} ({format_size(plan['delete_bytes'])}).")
+    if plan["waiting_packs"]:
+        lines.append(f"Still set aside: {packs('waiting')}.")
+    return lines or ["There is nothing to clean up."]
+
+
+def _tell(report: Message, as_json: bool) -> None:
+    if as_json:
+        show_json(report)
+        return
+    for problem in report["problems"]:
+        warn(problem)
+    objects = count(report["deleted_objects"], "object")
+    say(f"Cleaned up: {objects} deleted ({format_size(report['deleted_bytes'])}).")

@@ -1,0 +1,301 @@
+"""What the vault holds and nobody needs: found in the rows, condemned, dropped, remembered.
+
+A pack goes in three steps, each durable here before the next begins:
+
+=========  ==================================================================================
+condemned  nothing leads to it, and from the published epoch on no device finds its chunks by
+           their digest, so nothing new can lead to it but from a device that is behind
+dropped    it stayed so for the grace period: its rows go, and are gone in the epoch's commit
+dead       a checkpoint without it is on the remote: its object is deleted
+=========  ==================================================================================
+
+Rows of published chunks and packs change at the instant that closes an epoch, and never else:
+they have no past, so a commit or checkpoint that is built later would miss the older version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from cryptfs.format.names import pack_name
+from cryptfs.format.pack import ChunkPlace
+from cryptfs.store.database import Database
+from cryptfs.store.schema import TREE_TABLES
+
+_LEADING: Final = """
+SELECT chunk FROM extent UNION SELECT chunk FROM extent_past
+WHERE until > (SELECT published_epoch FROM progress)
+OR EXISTS (SELECT 1 FROM temp.kept WHERE number >= since AND number < until)
+"""
+
+
+class PackUse(NamedTuple):
+    """A published pack, and how much of it is needed; sizes in bytes."""
+
+    id: int
+    size: int
+    """Of the object, filling included."""
+    live: int
+    """Sealed bytes that a file or a restore point leads to."""
+
+
+class LiveChunk(NamedTuple):
+    """A chunk that a file or a restore point leads to."""
+
+    id: int
+    digest: bytes | None
+    place: ChunkPlace
+
+
+class Condemned(NamedTuple):
+    pack: int
+    epoch: int
+    seen_ns: int | None
+    """When its epoch was known to be published; None while it is not."""
+
+
+class DeadObject(NamedTuple):
+    name: str
+    size: int
+    epoch: int
+    """A checkpoint of this epoch or a later one has to be there before it may be deleted."""
+
+
+class Move(NamedTuple):
+    """A chunk that was sealed anew: ``chunk`` takes over the place of the chunk ``copy``."""
+
+    chunk: int
+    copy: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a settled state says of the published packs."""
+
+    open_epoch: int
+    packs: tuple[PackUse, ...]
+    live_bytes: int
+    """Sealed bytes that files and restore points need, published or not."""
+
+
+def note_dead_pack(database: Database, pack: int, epoch: int) -> None:
+    """Remembers that nothing leads to the pack from ``epoch`` on; its row has to be there still."""
+    row = database.row("SELECT name, size FROM pack WHERE id = ?", (pack,))
+    if row is not None:
+        _note_dead(database, DeadObject(pack_name(row[0]), row[1], epoch))
+
+
+def _note_dead(database: Database, dead: DeadObject) -> None:
+    database.execute(
+        "INSERT INTO dead_object VALUES (?, ?, ?) ON CONFLICT (name) "
+        "DO UPDATE SET epoch = max(epoch, excluded.epoch)",
+        dead,
+    )
+
+
+def read_usage(snapshot: Database, kept: Collection[int]) -> Usage:
+    """Returns how much of each published pack is needed by files and by the ``kept`` epochs.
+
+    Reads every extent: for a thread.
+    """
+    open_epoch, published = _epochs(snapshot)
+    _note_kept(snapshot, kept)
+    packs = snapshot.rows(
+        "SELECT pack.id, pack.size, coalesce(sum(live.stored), 0) FROM pack LEFT JOIN "
+        f"(SELECT pack, stored FROM chunk WHERE id IN ({_LEADING})) AS live "
+        "ON live.pack = pack.id WHERE pack.size > 0 AND pack.since <= ? "
+        "AND pack.id NOT IN (SELECT pack FROM spooled) GROUP BY pack.id ORDER BY pack.id",
+        (published,),
+    )
+    uses = tuple(map(PackUse._make, packs))
+    live = snapshot.value(f"SELECT coalesce(sum(stored), 0) FROM chunk WHERE id IN ({_LEADING})")
+    return Usage(open_epoch, uses, live)
+
+
+def read_live_chunks(
+    snapshot: Database, packs: Collection[int], kept: Collection[int]
+) -> dict[int, list[LiveChunk]]:
+    """Returns the chunks of the packs that are needed, in their order. For a thread, likewise."""
+    _note_kept(snapshot, kept)
+    found: dict[int, list[LiveChunk]] = {pack: [] for pack in packs}
+    marks = ", ".join("?" * len(found))
+    for id, digest, pack, *place in snapshot.rows(
+        "SELECT id, digest, pack, piece, offset, stored, plain, codec FROM chunk "
+        f"WHERE pack IN ({marks}) AND id IN ({_LEADING}) ORDER BY pack, piece",
+        tuple(found),
+    ):
+        found[pack].append(LiveChunk(id, digest, ChunkPlace._make(place)))
+    return found
+
+
+def _note_kept(snapshot: Database, kept: Collection[int]) -> None:
+    snapshot.execute("CREATE TEMP TABLE kept (number INTEGER PRIMARY KEY)")
+    snapshot.many("INSERT INTO temp.kept VALUES (?)", [(number,) for number in kept])
+
+
+def _epochs(database: Database) -> tuple[int, int]:
+    row = database.row("SELECT open_epoch, published_epoch FROM progress")
+    assert row is not None
+    return row[0], row[1]
+
+
+class Garbage:
+    """The rows of what is not needed. Whoever changes something settles it."""
+
+    def __init__(self, database: Database):
+        self._database = database
+
+    # -- restore points ----------------------------------------------------------------------
+
+    def forget_epochs(self, kept: Collection[int]) -> Iterator[int]:
+        """Forgets published epochs that are not in ``kept``, and rows of the past that only they
+        need. Yields after each stretch how many rows went, so that others have a turn. The newest
+        epoch has to be kept.
+
+        Rows whose time reaches into an unpublished epoch stay: its commit is made of them.
+        """
+        database = self._database
+        numbers = [row[0] for row in database.rows("SELECT number FROM epoch ORDER BY number")]
+        _, published = _epochs(database)
+        for after, until in _stretches(numbers, kept, published):
+            before = database.connection.total_changes()
+            # In one transaction with their rows, or nobody would look for these again.
+            database.execute("DELETE FROM epoch WHERE number > ? AND number < ?", (after, until))
+            for table in TREE_TABLES:
+                database.execute(
+                    f"DELETE FROM {table}_past WHERE until > ? AND until <= ? AND since > ?",
+                    (after, until, after),
+                )
+            yield database.connection.total_changes() - before
+
+    # -- condemning and dropping ---------------------------------------------------------------
+
+    def condemned(self) -> list[Condemned]:
+        return [
+            Condemned._make(row)
+            for row in self._database.rows("SELECT * FROM condemned ORDER BY pack")
+        ]
+
+    def used_since(self, open_epoch: int) -> set[int]:
+        """Returns the packs that anything leads to that was written since that epoch was open."""
+        return {
+            row[0]
+            for table in ("extent", "extent_past")
+            for row in self._database.rows(
+                f"SELECT DISTINCT chunk.pack FROM {table} JOIN chunk "
+                f"ON chunk.id = {table}.chunk WHERE {table}.since >= ?",
+                (open_epoch,),
+            )
+        }
+
+    def condemn(self, pack: int) -> None:
+        """Has no device use the pack for anything new. Only at the instant that closes an epoch."""
+        open_epoch, _ = _epochs(self._database)
+        self._database.execute(
+            "UPDATE chunk SET digest = NULL, since = ? WHERE pack = ? AND digest IS NOT NULL",
+            (open_epoch, pack),
+        )
+        self._database.execute(
+            "INSERT OR REPLACE INTO condemned VALUES (?, ?, NULL)", (pack, open_epoch)
+        )
+
+    def acquit(self, packs: Iterable[int]) -> None:
+        """Something leads to these packs after all, or they are not known any more."""
+        self._database.many("DELETE FROM condemned WHERE pack = ?", [(pack,) for pack in packs])
+
+    def note_seen(self, now_ns: int) -> None:
+        """The grace period begins for packs whose epoch was published meanwhile."""
+        _, published = _epochs(self._database)
+        self._database.execute(
+            "UPDATE condemned SET seen_ns = ? WHERE seen_ns IS NULL AND epoch <= ?",
+            (now_ns, published),
+        )
+
+    def drop(self, pack: int) -> None:
+        """Takes a pack out of the vault. Only at the instant that closes an epoch."""
+        database = self._database
+        epoch, _ = _epochs(database)
+        note_dead_pack(database, pack, epoch)
+        database.execute(
+            "INSERT OR REPLACE INTO place_gone SELECT 'chunk', id, ? FROM chunk WHERE pack = ?",
+            (epoch, pack),
+        )
+        database.execute("INSERT OR REPLACE INTO place_gone VALUES ('pack', ?, ?)", (pack, epoch))
+        database.execute("DELETE FROM chunk WHERE pack = ?", (pack,))
+        database.execute("DELETE FROM pack WHERE id = ?", (pack,))
+        self.acquit([pack])
+
+    def move(self, moves: Iterable[Move], source: int) -> bool:
+        """Lets chunks of the pack ``source`` lie where their copies do, which go. Only at the
+        instant that closes an epoch. Returns whether all of them were still there to be moved.
+        """
+        database = self._database
+        epoch, _ = _epochs(database)
+        is_whole = True
+        for chunk, copy in moves:
+            place = database.row(
+                "SELECT pack, piece, offset, stored, plain, codec FROM chunk WHERE id = ?", (copy,)
+            )
+            there = database.value("SELECT pack FROM chunk WHERE id = ?", (chunk,))
+            if place is None or there != source:
+                is_whole = False
+                continue
+            database.execute(
+                "UPDATE chunk SET pack = ?, piece = ?, offset = ?, stored = ?, plain = ?, "
+                "codec = ?, since = ? WHERE id = ?",
+                (*place, epoch, chunk),
+            )
+            database.execute("DELETE FROM chunk WHERE id = ?", (copy,))
+        return is_whole
+
+    # -- dead objects --------------------------------------------------------------------------
+
+    def dead_objects(self) -> list[DeadObject]:
+        return [
+            DeadObject._make(row)
+            for row in self._database.rows("SELECT * FROM dead_object ORDER BY epoch, name")
+        ]
+
+    def note_dead(self, dead: Iterable[DeadObject]) -> None:
+        """Remembers objects that nothing leads to, until they are deleted."""
+        for one in dead:
+            _note_dead(self._database, one)
+
+    def note_deleted(self, names: Iterable[str]) -> None:
+        self._database.many("DELETE FROM dead_object WHERE name = ?", [(name,) for name in names])
+
+    def has_pack(self, raw_name: bytes) -> bool:
+        """Whether the pack of this name is part of the vault, whatever was noted before."""
+        return self._database.value("SELECT 1 FROM pack WHERE name = ?", (raw_name,)) is not None
+
+    # -- when ----------------------------------------------------------------------------------
+
+    def last_done(self, what: str) -> int | None:
+        """Returns when ``what`` was last done here, nanoseconds since 1970."""
+        time_ns: int | None = self._database.value(
+            "SELECT time_ns FROM last_done WHERE what = ?", (what,)
+        )
+        return time_ns
+
+    def note_done(self, what: str, time_ns: int) -> None:
+        self._database.execute("INSERT OR REPLACE INTO last_done VALUES (?, ?)", (what, time_ns))
+
+
+def _stretches(
+    numbers: list[int], kept: Collection[int], published: int
+) -> Iterator[tuple[int, int]]:
+    """Yields (after, until) for each stretch of epochs to forget, which lies between two that stay.
+
+    A row that lies within [after + 1, until) is needed by none that stays. Epochs without a row,
+    which were forgotten before, belong to the stretch around them.
+    """
+    after, is_open = 0, False
+    for number in numbers:
+        if number not in kept and number != published:
+            is_open = True
+            continue
+        if is_open:
+            yield after, number
+        after, is_open = number, False
