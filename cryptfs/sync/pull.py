@@ -4,11 +4,12 @@ Epochs form one line: each commit names the SHA-256 of the one before it. A remo
 does not continue what this device has seen is refused (RollbackError), and nothing changes.
 
 An epoch is applied in one transaction, so dying in the middle leaves the epoch before it.
-While one is applied, the commits of the next are on their way: far off each takes a round trip.
 
 A device that was away for so long that a clean-up removed the commits it needs begins anew from
 the newest checkpoint, if everything of it is published. The checkpoint has to agree with every
 epoch that both know.
+
+While one is applied, the commits of the next are on their way: far off each takes a round trip.
 """
 
 from __future__ import annotations
@@ -98,9 +99,9 @@ class Puller:
         if self._progress.publication() is not None or (seen and self._progress.has_changes()):
             return Pulled(head, 0, diverged=True)
         start = seen
-        if is_overtaken:
-            checkpoints = await self._epochs(CHECKPOINTS)
         if seen == 0 or is_overtaken:
+            if is_overtaken:
+                checkpoints = await self._epochs(CHECKPOINTS)
             start = await self._start_from_checkpoint(checkpoints, head, seen)
             if start < seen:
                 raise _gone(seen, head)
@@ -157,7 +158,7 @@ class Puller:
         names = [parse_name(info.name) for info in await self._remote.list(prefix)]
         return sorted(name.number for name in names if name is not None)
 
-    async def _start_from_checkpoint(self, epochs: list[int], head: int, seen: int = 0) -> int:
+    async def _start_from_checkpoint(self, epochs: list[int], head: int, seen: int) -> int:
         """Fills the state anew from the newest checkpoint above ``seen`` that opens; returns its
         epoch, or 0.
         """
