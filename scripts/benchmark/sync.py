@@ -124,7 +124,7 @@ def compare(
 ) -> dict[str, Any]:
     """Both programs with the same files; the answer is for ``--json``."""
     tell(f"{files} files of {file_bytes} bytes; rclone takes as many creates, a few minutes")
-    figures = _measure(work, files, file_bytes, distance, (Cryptfs, Rclone), tell)
+    figures = _measure(work / "both", files, file_bytes, distance, (Cryptfs, Rclone), tell)
     return {
         "files": files,
         "file_bytes": file_bytes,
@@ -139,7 +139,7 @@ def alone(
     work: Path, files: int, file_bytes: int, distance: Distance, tell: Callable[[str], None]
 ) -> dict[str, Any]:
     """cryptfs with more files than rclone could be waited for."""
-    figures = _measure(work, files, file_bytes, distance, (Cryptfs,), tell)
+    figures = _measure(work / "alone", files, file_bytes, distance, (Cryptfs,), tell)
     return {
         "files": files, "file_bytes": file_bytes, **_distance(distance), "programs": figures,
     }  # fmt: skip
@@ -173,6 +173,7 @@ def _measure(
     programs: tuple[type[Program], ...],
     tell: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
+    work.mkdir()
     source = make_files(work / "files", files, file_bytes)
     served = work / "served"
     served.mkdir()
@@ -189,8 +190,7 @@ def _measure(
             for direction, figure in figures[kind.name].items():
                 tell(f"{kind.name} {direction}: {figure['seconds']:.1f} s, {figure['verbs']}")
             shutil.rmtree(target)
-    for folder in (source, served):
-        shutil.rmtree(folder)
+    shutil.rmtree(work)
     return figures
 
 

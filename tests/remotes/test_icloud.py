@@ -528,6 +528,18 @@ async def test_redirects_are_followed_apple_s_own_too(
         await icloud_remote.get("packs/a")
 
 
+async def test_a_server_without_tls_is_not_talked_to(
+    icloud: ICloudDouble, icloud_remote: ICloudRemote
+) -> None:
+    def lead_astray(body: Any) -> None:
+        body["webservices"]["drivews"]["url"] = "http://p31-drivews.icloud.com:80"
+
+    icloud.fail_always("validate", altered(lead_astray))
+    with pytest.raises(CryptfsError):
+        await icloud_remote.list("")
+    assert icloud.asked("retrieveItemDetailsInFolders") == 0
+
+
 @pytest.mark.parametrize("location", ["http://cvws.icloud-content.com/B/1", "file:///etc/passwd"])
 async def test_a_redirect_without_tls_is_not_followed(
     icloud: ICloudDouble, icloud_remote: ICloudRemote, location: str

@@ -7,10 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trio
+from trio.testing import MockClock
 
 from cryptfs.errors import EpochTaken, IntegrityError, RollbackError, TemporaryFailure
 from cryptfs.format.names import checkpoint_name, commit_name
 from cryptfs.ids import ROOT_INODE
+from cryptfs.remote.base import Remote
 from cryptfs.store import exchange
 from cryptfs.store.database import Database
 from cryptfs.sync import publish as publish_module
@@ -47,6 +50,27 @@ async def publish_epochs(device: Device, last: int) -> dict[int, dict[bytes, See
 async def look_with(device: Device) -> dict[bytes, Seen]:
     async with device.opened(background=False) as vault:
         return await look(vault)
+
+
+async def test_a_new_device_waits_for_few_round_trips(
+    device: Device, tmp_path: Path, clock: MockClock
+) -> None:
+    seen = await publish_epochs(device, 9)
+    second = device.second(tmp_path / "second")
+
+    def far_away(inner: Remote) -> Remote:
+        remote = FaultyRemote(inner)
+        remote.latency_seconds = 1.0
+        return remote
+
+    second.around_remote = far_away
+    start = trio.current_time()
+    async with second.opened(background=False) as vault:
+        # The two lists at once, then the commits four at a time.
+        assert trio.current_time() - start == 1 + 3
+        assert vault.view.progress.published_epoch == 9
+    second.around_remote = lambda inner: inner
+    assert await look_with(second) == seen[9]
 
 
 # -- following -------------------------------------------------------------------------------------
