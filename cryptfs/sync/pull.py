@@ -105,6 +105,8 @@ class Puller:
             start = await self._start_from_checkpoint(checkpoints, head, seen)
             if start < seen:
                 raise _gone(seen, head)
+            if start == head:  # else the next commit's parent shows it
+                await self._compare_head(head)
         await self._apply_all(range(start + 1, head + 1))
         return Pulled(head, head - seen)
 
@@ -181,6 +183,17 @@ class Puller:
             self._progress.set_dedup(envelope.dedup)
             return epoch
         return 0
+
+    async def _compare_head(self, head: int) -> None:
+        """Says so if the newest commit is not the one that the checkpoint just taken follows."""
+        name = commit_name(head)
+        if object_digest(await self._remote.get(name)) != self._progress.published_digest:
+            log.warning(
+                "%s was damaged or replaced; going on from the checkpoint of epoch %d, which is "
+                "whole",
+                name,
+                head,
+            )
 
     def _clear(self) -> None:
         """Removes the tree: the root directory that an empty state begins with, or an old one."""

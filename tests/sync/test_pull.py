@@ -473,6 +473,19 @@ async def test_a_damaged_checkpoint_gives_way_to_an_older_one(
         assert (commit_name(1) in asked) is (epoch == 3)
 
 
+async def test_a_checkpoint_beside_another_commit_of_its_epoch_is_told(
+    device: Device, tmp_path: Path, often: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen = await publish_epochs(device, 6)
+    found, _ = await come_new(device, tmp_path / "before")
+    assert found == seen[6]
+    assert "damaged or replaced" not in caplog.text
+    (device.remote_folder / commit_name(6)).write_bytes(bytes(4096))
+    found, _ = await come_new(device, tmp_path / "after")
+    assert found == seen[6]
+    assert f"{commit_name(6)} was damaged or replaced" in caplog.text
+
+
 async def test_a_checkpoint_without_one_of_its_parts_gives_way_too(
     device: Device, tmp_path: Path, often: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -528,7 +541,7 @@ async def test_a_checkpoint_of_changes_under_way_holds_its_own_epoch(
         await vault.publisher.publish()
     found, asked = await come_new(device, tmp_path / "second")
     assert checkpoint_name(3) in asked
-    assert commit_name(3) not in asked
+    assert commit_name(2) not in asked
     assert found == seen
 
 
