@@ -236,8 +236,9 @@ class Destination:
         inode = attributes.inode
         if self._is_root:
             os.fchown(fd, inode.uid, inode.gid)
-        os.fchmod(fd, stat.S_IMODE(inode.mode))  # after the owner, which clears set-user-id
+        # Before the mode: of what is read-only only root could set them any more.
         lost = _set_xattrs(fd, attributes.xattrs)
+        os.fchmod(fd, stat.S_IMODE(inode.mode))  # after the owner, which clears set-user-id
         os.utime(fd, ns=(inode.atime_ns, inode.mtime_ns))  # last: all else changes them
         return lost
 

@@ -12,13 +12,13 @@ import pytest
 
 from cryptfs.errors import CryptfsError, OutOfSpace, UsageError, VaultBusy, VaultUnreachable
 from cryptfs.fs.reader import ChunkReader
-from cryptfs.ids import CHUNK_SIZE
+from cryptfs.ids import CHUNK_SIZE, ROOT_INODE
 from cryptfs.store.content import ChunkRef
 from cryptfs.unlock import Unlocked
 from cryptfs.upkeep.contents import Contents
 from cryptfs.upkeep.destination import TEMPORARY_PREFIX, Destination
 from cryptfs.upkeep.restore import Restored, Step, restore
-from cryptfs.vault import View, open_vault, open_view
+from cryptfs.vault import Vault, View, open_vault, open_view
 from tests.device import Device, noise, write_file
 from tests.upkeep.vaults import BIG, HOLE, LONG_NAME, RAW_NAME, viewing, walk
 from tests.vectors.seeded import KEY, KEYS
@@ -293,6 +293,38 @@ async def test_attributes_that_cannot_be_set_are_counted(
     done = await restored(full, tmp_path / "out")
     assert done.lost_xattrs == 2
     assert done.failed == ()
+
+
+async def test_attributes_are_set_while_the_file_can_be_written_to(
+    full: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file that is read-only in the end nobody but root could set them any more."""
+    async with full.opened(background=False) as vault:
+        inode = vault.fs.lookup(ROOT_INODE, await write_read_only(vault))
+        assert inode is not None
+        assert inode.mode & 0o777 == 0o400
+        await vault.publisher.publish()
+    modes: list[int] = []
+    setxattr = os.setxattr
+
+    def watched(what: int, name: bytes, value: bytes, **options: bool) -> None:
+        if name == b"user.note":
+            modes.append(os.stat(what).st_mode & 0o777)
+        setxattr(what, name, value, **options)
+
+    monkeypatch.setattr(os, "setxattr", watched)
+    done = await restored(full, tmp_path / "out")
+    assert done.lost_xattrs == 0
+    assert modes == [0o600]
+    path = tmp_path / "out/read-only"
+    assert path.stat().st_mode & 0o777 == 0o400
+    assert os.getxattr(path, b"user.note") == b"kept"
+
+
+async def write_read_only(vault: Vault) -> bytes:
+    made = await vault.fs.make(ROOT_INODE, b"read-only", 0o100400, os.getuid(), os.getgid())
+    await vault.fs.setxattr(made.id, b"user.note", b"kept")
+    return b"read-only"
 
 
 async def test_two_restores_do_not_meet(full: Device, tmp_path: Path) -> None:
