@@ -8,10 +8,8 @@ vault is mounted need not mount it again. Access tokens stay in memory.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +19,7 @@ import trio
 
 from cryptfs.errors import CryptfsError, LoginNeeded, TemporaryFailure
 from cryptfs.remote.http import network_errors, parse_json, require_tls, retry_after
+from cryptfs.remote.private_file import write_private
 
 LOGIN_FILE: Final = "gdrive.json"
 HOST: Final = "Google"
@@ -94,19 +93,7 @@ def save_login(logins: Path, login: Login) -> None:
 def write_secret(path: Path, value: Mapping[str, Any]) -> None:
     """Writes JSON that only this user can read; a death leaves the old file or the new one."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with suppress(FileNotFoundError):
-        temporary.unlink()
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with open(fd, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_private(path, json.dumps(value, indent=2).encode())
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -19,6 +17,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from cryptfs.errors import LoginNeeded, UsageError
 from cryptfs.remote.http import require_tls
+from cryptfs.remote.private_file import write_private
 
 SCHEMES: Final = {"webdav+https": "https", "webdav+http": "http"}
 MAX_LOGIN_FILE: Final = 64 * 1024
@@ -123,18 +122,8 @@ def save_login(logins: Path, address: WebDavAddress, password: str) -> None:
     logins.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     for folder in (logins, path.parent):
         folder.mkdir(mode=0o700, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     data = json.dumps({"account": address.account, "password": password}).encode()
-    fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    try:
-        with open(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_private(path, data)
 
 
 def logout_webdav(logins: Path, url: str) -> bool:

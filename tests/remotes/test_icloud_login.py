@@ -26,7 +26,7 @@ from cryptfs.errors import (
     WrongSecret,
 )
 from cryptfs.remote.icloud import account as account_module
-from cryptfs.remote.icloud.account import icloud_account, read_account, write_private
+from cryptfs.remote.icloud.account import icloud_account, read_account
 from cryptfs.remote.icloud.client import Client
 from cryptfs.remote.icloud.login import (
     ICloudLogin,
@@ -37,6 +37,7 @@ from cryptfs.remote.icloud.login import (
     require_keyring,
 )
 from cryptfs.remote.icloud.remote import ICloudRemote
+from cryptfs.remote.private_file import write_private
 from tests.doubles.icloud import CODE, ICloudDouble
 from tests.doubles.loopback import Fault, refused, says
 from tests.remotes.icloud import log_in

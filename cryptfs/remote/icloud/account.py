@@ -13,9 +13,7 @@ a newer one: its folder is gone, and so is what it writes. Folders are 0700 and 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Final
 
 from cryptfs.errors import CryptfsError
 from cryptfs.ids import RandomBytes
+from cryptfs.remote.private_file import write_private
 
 _FILE: Final = "account.json"
 
@@ -118,18 +117,3 @@ def _remove_sessions(logins: Path, keep: str | None) -> None:
         if folder.name != keep:
             # Another process may be writing there just now, or removing it too.
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Replaces a small file of mode 0600; after a crash it is the old one or the new one."""
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".new")
-    try:
-        with open(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-        os.rename(temporary, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise

@@ -32,7 +32,7 @@ from pyicloud.session import (  # type: ignore[import-untyped]
 from requests import PreparedRequest, Response
 from requests.adapters import HTTPAdapter
 
-from cryptfs.remote.icloud.account import write_private
+from cryptfs.remote.private_file import write_private
 
 PARALLEL: Final = 8
 """Requests at a time: what people run against iCloud without being throttled."""
