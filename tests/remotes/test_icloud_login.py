@@ -25,7 +25,6 @@ from cryptfs.errors import (
     VaultUnreachable,
     WrongSecret,
 )
-from cryptfs.remote.icloud import account as account_module
 from cryptfs.remote.icloud.account import icloud_account, read_account
 from cryptfs.remote.icloud.client import Client
 from cryptfs.remote.icloud.login import (
@@ -342,7 +341,7 @@ async def test_tokens_that_cannot_be_written_do_not_stop_the_mount(
     def full(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(account_module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     icloud.end_cookies()
     assert await icloud_remote.list("") == []
 
