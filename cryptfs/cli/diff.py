@@ -7,13 +7,13 @@ import os
 import click
 import trio
 
-from cryptfs.cli.asking import SecretSource, open_with, secret_options
-from cryptfs.cli.display import json_path, printable, say, show, show_json, warn
+from cryptfs.cli.asking import SecretSource, secret_options
+from cryptfs.cli.display import json_path, printable, say, show, show_json
 from cryptfs.cli.examples import examples
-from cryptfs.cli.places import remote_of, surroundings
+from cryptfs.cli.opening import opened_view
+from cryptfs.cli.places import surroundings
 from cryptfs.store.history import Difference, difference
 from cryptfs.upkeep.points import Points, RestorePoint
-from cryptfs.vault import open_view
 
 
 @click.command(
@@ -50,16 +50,8 @@ def diff(place: str, old: str, new: str, secret: SecretSource, as_json: bool) ->
 async def _difference(
     place: str, old: str, new: str, secret: SecretSource
 ) -> tuple[Difference, RestorePoint, RestorePoint]:
-    around = surroundings()
-    remote = remote_of(place)
-    try:
-        unlocked = await open_with(remote, secret, around.state_root)
-        async with open_view(remote, unlocked, around) as (view, notices):
-            for notice in notices:
-                warn(notice)
-            points = Points(view.database, view.tree, view.progress)
-            before = points.find(old, around.clock_ns())
-            after = points.find(new, around.clock_ns())
-            return difference(view.database, before.epoch, after.epoch), before, after
-    finally:
-        await remote.close()
+    now_ns = surroundings().clock_ns()
+    async with opened_view(place, secret) as view:
+        points = Points(view.database, view.tree, view.progress)
+        before, after = points.find(old, now_ns), points.find(new, now_ns)
+        return difference(view.database, before.epoch, after.epoch), before, after

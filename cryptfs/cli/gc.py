@@ -7,14 +7,14 @@ import sys
 import click
 import trio
 
-from cryptfs.cli.asking import SecretSource, open_with, secret_options
+from cryptfs.cli.asking import SecretSource, secret_options
 from cryptfs.cli.display import count, format_size, say, show, show_json, warn
 from cryptfs.cli.examples import examples
-from cryptfs.cli.places import Mounted, find_mounted, raise_error, remote_of, surroundings
+from cryptfs.cli.opening import opened_vault
+from cryptfs.cli.places import Mounted, find_mounted, raise_error
 from cryptfs.control import Message, ask
 from cryptfs.errors import CryptfsError, UsageError
 from cryptfs.upkeep.gc_plan import GRACE_DAYS, plan_message, report_message
-from cryptfs.vault import noting_damage, open_vault
 
 
 @click.command(
@@ -59,22 +59,10 @@ def _of_mounted(mounted: Mounted, dry_run: bool, yes: bool, as_json: bool) -> No
 async def _of_unmounted(
     place: str, secret: SecretSource, dry_run: bool, yes: bool, as_json: bool
 ) -> None:
-    around = surroundings()
-    remote = remote_of(place)
-    try:
-        unlocked = await open_with(remote, secret, around.state_root)
-        vault = await open_vault(remote, unlocked, around)
-        try:
-            for notice in vault.notices + vault.private_notices:
-                warn(notice)
-            with noting_damage(vault.view.state):
-                plan = plan_message(await vault.collector.plan())
-                if _agreed(plan, dry_run, yes, as_json):
-                    _tell(report_message(await vault.collector.run()), as_json)
-        finally:
-            vault.close()
-    finally:
-        await remote.close()
+    async with opened_vault(place, secret) as vault:
+        plan = plan_message(await vault.collector.plan())
+        if _agreed(plan, dry_run, yes, as_json):
+            _tell(report_message(await vault.collector.run()), as_json)
 
 
 def _agreed(plan: Message, dry_run: bool, yes: bool, as_json: bool) -> bool:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import click
 import trio
 
-from cryptfs.cli.asking import SecretSource, open_with, secret_options
-from cryptfs.cli.display import format_age, printable, show_json, show_table, warn
+from cryptfs.cli.asking import SecretSource, secret_options
+from cryptfs.cli.display import format_age, printable, show_json, show_table
 from cryptfs.cli.examples import examples
-from cryptfs.cli.places import remote_of, surroundings
+from cryptfs.cli.opening import opened_view
 from cryptfs.control import format_time
 from cryptfs.store.history import Changes, changes_by_point
 from cryptfs.store.progress import PublishedEpoch
 from cryptfs.upkeep.points import Points
-from cryptfs.vault import open_view
 
 
 @click.command(
@@ -66,16 +65,8 @@ def log(place: str, secret: SecretSource, as_json: bool) -> None:
 async def _points(
     place: str, secret: SecretSource
 ) -> list[tuple[PublishedEpoch, str | None, Changes]]:
-    around = surroundings()
-    remote = remote_of(place)
-    try:
-        unlocked = await open_with(remote, secret, around.state_root)
-        async with open_view(remote, unlocked, around) as (view, notices):
-            for notice in notices:
-                warn(notice)
-            points = Points(view.database, view.tree, view.progress).all()
-            changes = changes_by_point(view.database, [point.epoch for point in points])
-            epochs = {epoch.number: epoch for epoch in view.progress.epochs()}
-            return [(epochs[point.epoch], point.name, changes[point.epoch]) for point in points]
-    finally:
-        await remote.close()
+    async with opened_view(place, secret) as view:
+        points = Points(view.database, view.tree, view.progress).all()
+        changes = changes_by_point(view.database, [point.epoch for point in points])
+        epochs = {epoch.number: epoch for epoch in view.progress.epochs()}
+        return [(epochs[point.epoch], point.name, changes[point.epoch]) for point in points]

@@ -8,14 +8,14 @@ from typing import Any, Final
 import click
 import trio
 
-from cryptfs.cli.asking import SecretSource, open_with, secret_options
+from cryptfs.cli.asking import SecretSource, secret_options
 from cryptfs.cli.display import count, format_age, printable, say, show_json, show_table, warn
 from cryptfs.cli.examples import examples
-from cryptfs.cli.places import find_mounted, remote_of, surroundings
+from cryptfs.cli.opening import opened_vault
+from cryptfs.cli.places import find_mounted
 from cryptfs.control import Message, format_time
 from cryptfs.errors import LoginNeeded, UsageError, VaultUnreachable
 from cryptfs.upkeep.points import RestorePoint
-from cryptfs.vault import noting_damage, open_vault
 
 _FOR_EVER: Final = "for-ever"
 _SPANS: Final = {
@@ -141,23 +141,11 @@ def _ask(place: str, secret: SecretSource, request: Message) -> Message:
 
 
 async def _ask_unmounted(place: str, secret: SecretSource, request: Message) -> Message:
-    around = surroundings()
-    remote = remote_of(place)
-    try:
-        unlocked = await open_with(remote, secret, around.state_root)
-        vault = await open_vault(remote, unlocked, around)
-        try:
-            for notice in vault.notices + vault.private_notices:
-                warn(notice)
-            with noting_damage(vault.view.state):
-                answer = await vault.answer_about_points(request)
-                if request["do"] != "policy" or request["set"]:
-                    try:
-                        await vault.publisher.publish()
-                    except (VaultUnreachable, LoginNeeded) as error:
-                        warn(f"{error}; it is noted here, and published with the next changes")
-                return answer
-        finally:
-            vault.close()
-    finally:
-        await remote.close()
+    async with opened_vault(place, secret) as vault:
+        answer = await vault.answer_about_points(request)
+        if request["do"] != "policy" or request["set"]:
+            try:
+                await vault.publisher.publish()
+            except (VaultUnreachable, LoginNeeded) as error:
+                warn(f"{error}; it is noted here, and published with the next changes")
+        return answer

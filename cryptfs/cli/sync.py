@@ -7,23 +7,21 @@ import subprocess
 import click
 import trio
 
-from cryptfs.cli.asking import SecretSource, open_with, secret_options
+from cryptfs.cli.asking import SecretSource, secret_options
 from cryptfs.cli.display import format_size, progress_bar, say, show_json, warn
 from cryptfs.cli.examples import examples
 from cryptfs.cli.limits import Limits, limit_options
+from cryptfs.cli.opening import opened_vault
 from cryptfs.cli.places import (
     Mounted,
     find_mounted,
     find_state,
     raise_error,
-    remote_of,
-    surroundings,
 )
 from cryptfs.control import Message, ask
 from cryptfs.errors import CryptfsError, UsageError
 from cryptfs.remote.stack import Treatment
 from cryptfs.sync.publish import Upload
-from cryptfs.vault import noting_damage, open_vault
 
 
 @click.command(
@@ -107,26 +105,14 @@ def publish_mounted(mounted: Mounted) -> Message:
 
 
 async def _publish_unmounted(place: str, secret: SecretSource, limits: Limits) -> int:
-    around = surroundings()
     treatment = Treatment(limit_up=limits.up or None, limit_down=limits.down or None)
-    remote = remote_of(place, treatment)
-    try:
-        unlocked = await open_with(remote, secret, around.state_root)
-        vault = await open_vault(remote, unlocked, around)
-        try:
-            for notice in vault.notices + vault.private_notices:
-                warn(notice)
-            with progress_bar("Publishing") as on_progress:
+    async with opened_vault(place, secret, treatment) as vault:
+        with progress_bar("Publishing") as on_progress:
 
-                def note(upload: Upload) -> None:
-                    on_progress(upload.sent_bytes, upload.total_bytes)
+            def note(upload: Upload) -> None:
+                on_progress(upload.sent_bytes, upload.total_bytes)
 
-                with noting_damage(vault.view.state):
-                    return await vault.publisher.publish(note)
-        finally:
-            vault.close()
-    finally:
-        await remote.close()
+            return await vault.publisher.publish(note)
 
 
 def unpublished_text(status: Message) -> str:

@@ -1,0 +1,48 @@
+"""A vault opened for one command, by where it is and with what a person gives."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from cryptfs.cli.asking import SecretSource, open_with
+from cryptfs.cli.display import warn
+from cryptfs.cli.places import remote_of, surroundings
+from cryptfs.remote.stack import Treatment
+from cryptfs.vault import Vault, View, noting_damage, open_vault, open_view
+
+
+@asynccontextmanager
+async def opened_vault(
+    place: str, secret: SecretSource, treatment: Treatment | None = None
+) -> AsyncIterator[Vault]:
+    """The vault, to be changed by this process. Tells what opening it has to say."""
+    around = surroundings()
+    remote = remote_of(place, treatment)
+    try:
+        unlocked = await open_with(remote, secret, around.state_root)
+        vault = await open_vault(remote, unlocked, around)
+        try:
+            for notice in vault.notices + vault.private_notices:
+                warn(notice)
+            with noting_damage(vault.view.state):
+                yield vault
+        finally:
+            vault.close()
+    finally:
+        await remote.close()
+
+
+@asynccontextmanager
+async def opened_view(place: str, secret: SecretSource) -> AsyncIterator[View]:
+    """The vault, to be looked at. Tells what opening it has to say."""
+    around = surroundings()
+    remote = remote_of(place)
+    try:
+        unlocked = await open_with(remote, secret, around.state_root)
+        async with open_view(remote, unlocked, around) as (view, notices):
+            for notice in notices:
+                warn(notice)
+            yield view
+    finally:
+        await remote.close()
