@@ -183,8 +183,9 @@ class Vault:
         self._device_name = around.device_name
         self._open_files = _OpenFiles(open_counts)
         self.follower = Follower(
-            view.database, view.progress, self.settler, self.publisher, self.puller,
-            self._new_replay, stranded=lambda: files.stranded, random_bytes=around.random_bytes,
+            view.database, view.progress, view.content, self.settler, self.publisher,
+            self.puller, self._new_replay, stranded=lambda: files.stranded,
+            random_bytes=around.random_bytes,
         )  # fmt: skip
         self.points = Points(view.database, view.tree, view.progress)
         self.collector = Collector(
@@ -243,7 +244,6 @@ class Vault:
     async def follow(self) -> Followed:
         """Brings what others published while the vault is mounted."""
         followed = await self.follower.follow(mounted=True)
-        self.view.content.forget_counts()
         self._tell_conflicts(followed)
         return followed
 

@@ -55,6 +55,8 @@ class Rebase:
         self._database = database
         self._progress = progress
         self._devices: set[int] = set()  # that gave waiting inodes, chunks and packs their numbers
+        self.has_renumbered = False
+        """Whether chunks or packs of mine have other numbers than before."""
 
     # -- taking aside ----------------------------------------------------------------------
 
@@ -209,6 +211,7 @@ class Rebase:
         if here[0] == row[1]:  # the very same
             self._database.execute("DELETE FROM pack WHERE id = ?", (row[0],))
             return
+        self.has_renumbered = True
         new = self._progress.new_id()
         self._database.execute("UPDATE pack SET id = ? WHERE id = ?", (new, row[0]))
         self._database.execute("UPDATE spooled SET pack = ? WHERE pack = ?", (new, row[0]))
@@ -225,6 +228,7 @@ class Rebase:
         if here == (row[2], row[3]):
             self._database.execute("DELETE FROM chunk WHERE id = ?", (row[0],))
             return
+        self.has_renumbered = True
         new = self._progress.new_id()
         self._database.execute("UPDATE chunk SET id = ? WHERE id = ?", (new, row[0]))
         self._database.execute(

@@ -17,6 +17,7 @@ import trio
 from cryptfs.errors import CryptfsError, EpochTaken
 from cryptfs.fs.settle import Settler
 from cryptfs.ids import RandomBytes
+from cryptfs.store.content import Content
 from cryptfs.store.database import Database
 from cryptfs.store.progress import Progress
 from cryptfs.sync.publish import Publisher, Upload
@@ -34,6 +35,7 @@ class Follower:
         self,
         database: Database,
         progress: Progress,
+        content: Content,
         settler: Settler,
         publisher: Publisher,
         puller: Puller,
@@ -44,6 +46,7 @@ class Follower:
     ):
         self._database = database
         self._progress = progress
+        self._content = content
         self._settler = settler
         self._publisher = publisher
         self._puller = puller
@@ -74,7 +77,7 @@ class Follower:
                     )
                 if ahead.checkpoints:
                     return await self._replay_from_checkpoint(ahead, mounted=mounted)
-                return await self._replay(ahead)
+                return await self._replay(ahead, mounted=mounted)
             await self._puller.pull(ahead)
             await self._settler.settle()
             return Followed(ahead.head, ahead.head - seen)
@@ -100,20 +103,20 @@ class Follower:
     def _has_changes(self) -> bool:
         return self._progress.has_changes() or self._progress.publication() is not None
 
-    async def _replay(self, ahead: Ahead) -> Followed:
+    async def _replay(self, ahead: Ahead, *, mounted: bool) -> Followed:
         """Applies the line in stretches that fit into memory, each at an instant of its own."""
         touched, conflicts = Touched(), tuple[Conflict, ...]()
         first = ahead.shared
         while True:
             arrived = await self._puller.fetch(ahead) if ahead.head > ahead.shared else []
-            replay = await self._at_an_instant(ahead.shared, arrived)
+            replay = await self._at_an_instant(ahead.shared, arrived, mounted=mounted)
             touched |= replay.touched
             conflicts += tuple(replay.conflicts)
             ahead = Ahead(ahead.head, self._progress.published_epoch)
             if ahead.shared >= ahead.head:
                 return Followed(ahead.head, ahead.head - first, touched, conflicts)
 
-    async def _at_an_instant(self, shared: int, arrived: list[Arrived]) -> Replay:
+    async def _at_an_instant(self, shared: int, arrived: list[Arrived], *, mounted: bool) -> Replay:
         replay = self._new_replay()
         publication = self._progress.publication()
         parts = [name for name, _, _ in self._progress.parts()]
@@ -126,9 +129,15 @@ class Follower:
                     for one in arrived:
                         self._puller.apply(one, replay.make_way)
                     replay.end()
+                    if mounted and replay.has_renumbered:
+                        raise CryptfsError(
+                            "another machine goes on from a copy of this device's state; unmount "
+                            "and mount again to bring both together, nothing is lost"
+                        )
             except BaseException:
                 self._progress.reload()
                 raise
+            self._content.forget_counts()
             replay.hand_over()
 
         await self._settler.settle_all(exchange)
@@ -154,6 +163,7 @@ class Follower:
         except BaseException:
             self._progress.reload()
             raise
+        self._content.forget_counts()
         replay.hand_over()
         await self._settler.settle()
         self._publisher.drop_files(publication, parts)

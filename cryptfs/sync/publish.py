@@ -274,9 +274,8 @@ class Publisher:
 
     def _taken(self, epoch: int) -> EpochTaken:
         return EpochTaken(
-            f"another device published epoch {epoch} first; nothing was lost: all changes of "
-            "this device are kept here, unpublished. To bring them over, mount the vault "
-            "elsewhere with another CRYPTFS_STATE_DIR and copy them"
+            f"another device published epoch {epoch} first; nothing is lost, and the next "
+            "publication puts the changes of this device on top: cryptfs sync"
         )
 
     # -- building --------------------------------------------------------------------------

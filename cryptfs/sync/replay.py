@@ -155,6 +155,12 @@ class Replay:
         rebase.bring_back_places()
         self._note_conflicts(merged)
 
+    @property
+    def has_renumbered(self) -> bool:
+        """Whether chunks or packs have other numbers than before: nothing that was opened by the
+        old ones may go on."""
+        return self._rebase.has_renumbered
+
     def hand_over(self) -> None:
         """Tells who has files open, once nothing of this can be taken back any more."""
         for tell in self._handing_over:
