@@ -169,7 +169,7 @@ class Vault:
         )  # fmt: skip
         self.fs = Filesystem(
             view.tree, files, self.settler, view.progress, around.clock_ns,
-            self.disk.free_bytes, open_counts,
+            self.disk.free_bytes, open_counts, around.device_name,
         )  # fmt: skip
         self.settler.before_all = files.restore_stranded
         self.publisher = Publisher(
@@ -241,7 +241,7 @@ class Vault:
 
     async def answer_about_points(self, request: Request) -> Answer:
         """Answers what people ask about restore points, and makes what it changes durable."""
-        await self.settler.gate.passage()
+        await self.settler.gate.opened()
         answer = answer_request(self.points, request, self._clock_ns())
         await self.settler.settle()
         return answer

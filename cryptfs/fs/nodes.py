@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+from collections.abc import Callable
 from typing import Final
 
 FIRST_NUMBER: Final = 3 << 62
@@ -62,13 +63,10 @@ class Nodes:
         self._rows[number] = other
         self._numbers[other] = number
 
-    def renew(self, row: int) -> int | None:
-        """Makes the row new to the kernel. Returns the number that is gone, if it may be known."""
-        if self._told.get(self.number(row), 1) == 0:
-            return None
-        number = self._renumber(row)
-        self._rows[number] = _GONE
-        return number
+    def renew(self, row: int) -> None:
+        """Makes the row new to the kernel: the number that it had is gone."""
+        if self._told.get(self.number(row), 1) > 0:  # else it is new already
+            self._rows[self._renumber(row)] = _GONE
 
     def _renumber(self, row: int) -> int:
         """Gives the row a number that the kernel does not know, and returns the one it had."""
@@ -90,16 +88,21 @@ class Nodes:
         if number in self._rows:
             self._told[number] += 1
 
-    def forget(self, number: int, lookups: int, *, is_open: bool = False) -> None:
-        """The kernel forgets so many of the times that it was told. It never forgets the last
-        of a file that is open.
+    def forget(self, number: int, lookups: int, is_open: Callable[[int], bool]) -> int:
+        """The kernel forgets so many of the times that it was told. Of a row that ``is_open`` it
+        never forgets the last. Returns what the number meant: a row, or none there is.
         """
-        if number not in self._rows:
-            return
-        left = self._told[number] - lookups
-        self._told[number] = max(left, int(is_open))
+        row = self._rows.get(number)
+        if row is None:
+            return number
+        self._told[number] = max(self._told[number] - lookups, int(is_open(row)))
         if not self._told[number]:
             self.unknown(number)
+        return row
+
+    def gone(self) -> list[int]:
+        """Returns the numbers that mean nothing any more, and that the kernel may know."""
+        return [number for number, row in self._rows.items() if row == _GONE]
 
     def unknown(self, number: int) -> None:
         """The kernel does not know the number."""

@@ -283,6 +283,10 @@ class Content:
         )
         self._execute("DELETE FROM journal WHERE slot = ?", (slot,))
 
+    def move_journal(self, inode: int, other: int) -> None:
+        """What is journaled of ``inode`` is of ``other`` from now on."""
+        self._execute("UPDATE journal SET inode = ? WHERE inode = ?", (other, inode))
+
     def journaled(self, inode: int | None = None) -> list[tuple[int, int, int]]:
         """Returns (slot, inode, idx) of every journaled chunk, of one file or of all."""
         if inode is None:

@@ -16,11 +16,15 @@ from tests.device import refused
 X, Y, Z = 101, 102, 103
 
 
+def is_open(row: int) -> bool:
+    return False
+
+
 def test_a_row_is_its_own_number() -> None:
     nodes = Nodes()
     assert not nodes
     assert nodes.row(X) == nodes.number(X) == X
-    nodes.forget(X, 5)
+    assert nodes.forget(X, 5, is_open) == X
     nodes.unknown(X)
     nodes.told(X)
     assert not nodes
@@ -54,14 +58,17 @@ def test_what_was_displaced_is_displaced_again() -> None:
 
 def test_a_renewed_row_is_stale_under_its_old_number() -> None:
     nodes = Nodes()
-    assert nodes.renew(X) == X
+    nodes.renew(X)
+    assert nodes.gone() == [X]
     fresh = nodes.number(X)
     assert nodes.row(fresh) == X
     with refused(errno.ESTALE):
         nodes.row(X)
-    assert nodes.renew(X) is None, "the kernel was not told of it: it is new still"
+    nodes.renew(X)
+    assert nodes.number(X) == fresh, "the kernel was not told of it: it is new still"
     nodes.told(fresh)
-    assert nodes.renew(X) == fresh
+    nodes.renew(X)
+    assert sorted(nodes.gone()) == [X, fresh]
     with refused(errno.ESTALE):
         nodes.row(fresh)
     assert nodes.row(nodes.number(X)) == X
@@ -73,12 +80,12 @@ def test_the_tables_are_empty_when_the_kernel_forgot() -> None:
     fresh = nodes.number(X)
     nodes.told(fresh)
     nodes.told(fresh)
-    nodes.forget(fresh, 1)
+    nodes.forget(fresh, 1, is_open)
     assert nodes.number(X) == fresh
-    nodes.forget(X, 1)
+    nodes.forget(X, 1, is_open)
     assert nodes.number(Y) == Y
     assert nodes.number(X) == fresh, "the kernel knows it so"
-    nodes.forget(fresh, 1)
+    nodes.forget(fresh, 1, is_open)
     assert not nodes
     assert nodes.number(X) == nodes.row(X) == X
 
@@ -89,29 +96,29 @@ def test_a_fresh_number_stays_while_the_id_is_taken() -> None:
     nodes.displace(X, Y)
     fresh = nodes.number(X)
     nodes.told(fresh)
-    nodes.forget(fresh, 1)
+    nodes.forget(fresh, 1, is_open)
     assert nodes.number(X) == fresh
-    nodes.forget(X, 17)
+    nodes.forget(X, 17, is_open)
     assert not nodes
 
 
 def test_an_open_file_is_not_forgotten() -> None:
     nodes = Nodes()
     nodes.displace(X, Y)
-    nodes.forget(X, 1, is_open=True)
+    assert nodes.forget(X, 1, {Y}.__contains__) == Y
     assert nodes.row(X) == Y
-    nodes.forget(X, 1)
+    nodes.forget(X, 1, is_open)
     assert not nodes
 
 
 @pytest.mark.parametrize("told", [True, False])
 def test_a_number_that_the_kernel_never_knew_is_given_back(told: bool) -> None:
     nodes = Nodes()
-    gone = nodes.renew(X)
+    nodes.renew(X)
     fresh = nodes.number(X)
     if told:
         nodes.told(fresh)
-    nodes.unknown(gone)
+    nodes.unknown(X)
     assert nodes.number(X) == (fresh if told else X)
     assert bool(nodes) == told
 
@@ -160,9 +167,9 @@ class Kernel(RuleBasedStateMachine):
             self.nodes.displace(row, self.rows[-1])
             self.meant[number] = self.rows[-1]
         else:
-            gone = self.nodes.renew(row)
+            self.nodes.renew(row)
             if number in self.known:
-                assert gone == number
+                assert number in self.nodes.gone()
                 self.meant[number] = None
 
     @precondition(lambda self: self.known)
@@ -171,7 +178,7 @@ class Kernel(RuleBasedStateMachine):
         number = sorted(self.known)[index % len(self.known)]
         if number in self.open:
             return
-        self.nodes.forget(number, self.known.pop(number))
+        self.nodes.forget(number, self.known.pop(number), is_open)
         del self.meant[number]
 
     @rule(index=row)
@@ -198,7 +205,7 @@ class Kernel(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for number, lookups in self.known.items():
-            self.nodes.forget(number, lookups)
+            self.nodes.forget(number, lookups, is_open)
         for row in self.rows:
             self.nodes.unknown(row)
         assert not self.nodes
