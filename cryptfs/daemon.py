@@ -51,6 +51,7 @@ from cryptfs.crypto.recovery_key import RecoveryKey
 from cryptfs.errors import CryptfsError, FuseUnavailable, OutOfSpace
 from cryptfs.format.names import header_name
 from cryptfs.fuse import Handlers
+from cryptfs.fuse_cache import KernelCache
 from cryptfs.remote.location import open_remote
 from cryptfs.remote.stack import Stack, Treatment
 from cryptfs.remote.verifying import Verify
@@ -100,6 +101,7 @@ class Mount:
             is_metered=is_metered if self._spares_the_network() else None,
             housekeeping=Housekeeping(vault.collector.is_due, vault.collector.run_in_background),
         )
+        self._kernel = KernelCache(vault.fs, vault.view.tree)
         self._publish_at_end = True
         self._problem: CryptfsError | None = None
         self._ended = trio.Event()
@@ -127,6 +129,7 @@ class Mount:
             async with open_nursery() as nursery:
                 listener = listen(vault.view.state.control)
                 await vault.run(nursery)
+                nursery.start_soon(self._kernel.run)
                 nursery.start_soon(trio.serve_listeners, self._answer, [listener])
                 nursery.start_soon(self._end_on_signal)
                 if not self._request.read_only:
@@ -134,6 +137,7 @@ class Mount:
                 nursery.start_soon(_raise_read_ahead, mountpoint)
                 nursery.start_soon(self._tell_when_usable, report_ready)
                 await pyfuse3.main(max_tasks=PARALLEL_REQUESTS)
+                await self._kernel.close()
                 pyfuse3.close(unmount=False)
                 mounted = False
                 await self._finish()
