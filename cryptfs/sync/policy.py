@@ -8,7 +8,9 @@ the remote is away, or refuses         another try after 15 s, 30 s, … 5 minut
                                        the remote says
 paused                                 nothing until resumed
 the network is metered                 nothing, and a look every half minute
-another device published this epoch    nothing any more (EpochTaken)
+another device published this epoch    its changes are brought here, and another try, at
+                                       once, a few times
+the vault's line was put back          nothing until it continues, or a person decides
 all is published, for a minute         housekeeping, if that is due
 =====================================  ===================================================
 
@@ -18,6 +20,7 @@ Whoever asks for a publication gets one at once, whatever this table says.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,12 +33,15 @@ from cryptfs.errors import (
     CryptfsError,
     EpochTaken,
     LoginNeeded,
+    RollbackError,
     TemporaryFailure,
     VaultUnreachable,
 )
+from cryptfs.ids import RandomBytes
 from cryptfs.store.database import Database
 from cryptfs.store.progress import Progress
 from cryptfs.sync.publish import Publisher, Upload, UploadPaused
+from cryptfs.sync.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +54,10 @@ FULL_BYTES: Final = 64 << 20
 
 FIRST_RETRY_SECONDS: Final = 15.0
 LONGEST_RETRY_SECONDS: Final = 300.0
+
+RACES: Final = 6
+"""How often in a row another device may be first before that is a failure. The wait before each
+further try is chosen by chance, up to twice as long as the last: who lost together comes apart."""
 
 METER_SECONDS: Final = 30.0
 
@@ -80,7 +90,7 @@ class State(StrEnum):
     LOGIN_NEEDED = "login needed"
     REFUSED = "refused"
     """The remote can be reached, and nothing can be published: it or this disk is full, it is
-    read-only, or another device was first."""
+    read-only, other devices are always first, or its line of epochs was put back."""
 
 
 class PublishPolicy:
@@ -95,6 +105,8 @@ class PublishPolicy:
         paused: bool = False,
         is_metered: Callable[[], Awaitable[bool]] | None = None,
         housekeeping: Housekeeping | None = None,
+        watch: Watch | None = None,
+        random_bytes: RandomBytes = os.urandom,
     ):
         self._database = database
         self._progress = progress
@@ -104,6 +116,8 @@ class PublishPolicy:
         self._paused = paused
         self._is_metered = is_metered
         self._housekeeping = housekeeping
+        self._watch = watch
+        self._random_bytes = random_bytes
         self._housekeeping_scope = trio.CancelScope()
         self._housekeeping_at = 0.0
         self._failures = 0
@@ -112,8 +126,7 @@ class PublishPolicy:
         self._quiet_since = 0.0
         self._mark = (-1, -1)
         self._wake = trio.Event()
-        self.problem: CryptfsError | None = None
-        """Why the last publication failed, until one succeeds."""
+        self._failure: CryptfsError | None = None
 
     # -- what can be seen and said -----------------------------------------------------------
 
@@ -122,11 +135,14 @@ class PublishPolicy:
         return self._paused
 
     @property
+    def problem(self) -> CryptfsError | None:
+        """Why the last publication, or the last look at other devices' failed."""
+        return self._failure or (self._watch.problem if self._watch else None)
+
+    @property
     def state(self) -> State:
         if self._publisher.under_way is not None:
             return State.UPLOADING
-        if isinstance(self.problem, EpochTaken):
-            return State.REFUSED
         if self._paused:
             return State.PAUSED
         match self.problem:
@@ -153,26 +169,54 @@ class PublishPolicy:
         self._retry_at = trio.current_time()
         self._wake.set()
 
-    async def publish_now(self, on_progress: Callable[[Upload], None] | None = None) -> int:
-        """Publishes because somebody asked; returns the newest epoch. Raises as ``publish``."""
+    async def publish_now(
+        self, on_progress: Callable[[Upload], None] | None = None, *, is_asked: bool = True
+    ) -> int:
+        """Brings what others published, and publishes; returns the newest epoch.
+
+        Raises as ``publish`` and ``follow`` do. ``is_asked`` says that a person waits.
+        """
         try:
-            epoch = await self._publisher.publish(on_progress)
+            epoch = await self._race(on_progress, is_asked)
         except UploadPaused:
             raise
         except CryptfsError as error:
             self._note_failure(error)
             raise
-        self.problem = self._retry_at = None
+        self._failure = self._retry_at = None
         self._failures = 0
         self._start_over()
         return epoch
+
+    async def _race(self, on_progress: Callable[[Upload], None] | None, is_asked: bool) -> int:
+        """Publishes on top of what others published, until nobody is quicker."""
+        must_follow = is_asked
+        for race in range(1, RACES + 1):
+            if self._watch is not None:
+                if must_follow:
+                    await self._watch.follow()
+                else:
+                    await self._watch.look(before_publishing=True)
+            try:
+                return await self._publisher.publish(on_progress)
+            except EpochTaken as error:
+                if race == RACES or self._watch is None:
+                    raise
+                log.info("%s", error)
+            must_follow = True
+            await trio.sleep(self._chance() * 2**race)
+        raise AssertionError("the last race was won or lost")
+
+    def _chance(self) -> float:
+        """From 0 to 1, both about equally far away."""
+        return int.from_bytes(self._random_bytes(2), "big") / 65536
 
     # -- by itself -----------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Publishes until cancelled. What fails is logged and tried again."""
         self._start_over()
-        while not isinstance(self.problem, EpochTaken):
+        while True:
             with trio.move_on_after(LOOK_SECONDS):
                 await self._wake.wait()
             self._wake = trio.Event()
@@ -186,18 +230,19 @@ class PublishPolicy:
     async def _publish(self) -> None:
         if await self._waits_for_free_network():
             return
+        before = self._failure
         try:
             async with open_nursery() as nursery:
                 nursery.start_soon(self._stop_when_metered)
-                await self.publish_now()
+                await self.publish_now(is_asked=False)
                 nursery.cancel_scope.cancel()
         except UploadPaused:
             log.info("the upload is paused")
             self._retry_at = trio.current_time()  # when it may go on, it does so at once
-        except EpochTaken as error:
-            log.error("%s", error)
         except CryptfsError as error:
-            log.warning("not published, tried again later: %s", error)
+            if str(error) != str(before):
+                level = logging.ERROR if isinstance(error, RollbackError) else logging.WARNING
+                log.log(level, "not published, tried again later: %s", error)
 
     def _is_idle(self) -> bool:
         """Whether all is published, and has been for a while."""
@@ -223,9 +268,6 @@ class PublishPolicy:
                     nursery.start_soon(self._stop_when_metered)
                     await house.run()
                     nursery.cancel_scope.cancel()
-            except EpochTaken as error:
-                self._note_failure(error)
-                log.error("%s", error)
             except CryptfsError as error:
                 log.warning("not cleaned up, tried again later: %s", error)
 
@@ -239,10 +281,10 @@ class PublishPolicy:
 
     async def _waits_for_free_network(self) -> bool:
         if self._is_metered is None or not await self._is_metered():
-            if isinstance(self.problem, Metered):
-                self.problem = None
+            if isinstance(self._failure, Metered):
+                self._failure = None
             return False
-        self.problem = Metered(
+        self._failure = Metered(
             "the network is metered, so nothing is uploaded by itself; to upload all the same: "
             "cryptfs sync, or mount with --allow-metered"
         )
@@ -268,7 +310,7 @@ class PublishPolicy:
         )
 
     def _note_failure(self, error: CryptfsError) -> None:
-        self.problem = error
+        self._failure = error
         wait = min(FIRST_RETRY_SECONDS * 2**self._failures, LONGEST_RETRY_SECONDS)
         if isinstance(error, TemporaryFailure) and error.retry_after is not None:
             wait = max(wait, error.retry_after)

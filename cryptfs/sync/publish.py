@@ -256,8 +256,7 @@ class Publisher:
     def _taken(self, epoch: int) -> EpochTaken:
         return EpochTaken(
             f"another device published epoch {epoch} first; nothing was lost: all changes of "
-            "this device are kept here, unpublished. To bring them over, mount the vault "
-            "elsewhere with another CRYPTFS_STATE_DIR and copy them"
+            "this device are kept here, and are published after its own with: cryptfs sync"
         )
 
     # -- building --------------------------------------------------------------------------

@@ -15,13 +15,16 @@ from cryptfs.errors import (
     EpochTaken,
     LoginNeeded,
     OutOfSpace,
+    RollbackError,
     TemporaryFailure,
     VaultUnreachable,
 )
 from cryptfs.format import pack as pack_format
+from cryptfs.format.names import commit_name
 from cryptfs.sync import policy as policy_module
 from cryptfs.sync.policy import PublishPolicy, State
 from cryptfs.sync.publish import UploadPaused
+from cryptfs.sync.watch import Watch
 from cryptfs.vault import Vault
 from tests.device import Device, noise, write_file
 from tests.remotes.faulty import Call, FaultyRemote, fail_always, no_fault
@@ -181,20 +184,98 @@ async def test_resuming_ends_a_wait(device: Device, clock: MockClock) -> None:
         assert desk.epoch == 2
 
 
-async def test_another_device_was_first(device: Device, clock: MockClock) -> None:
+# -- other devices ----------------------------------------------------------------------------
+
+
+class Rivals:
+    """Devices that publish first, so many times; following them takes what they published away."""
+
+    def __init__(self, desk: Desk, monkeypatch: pytest.MonkeyPatch, quicker: int) -> None:
+        self.quicker = quicker
+        self.done: list[str] = []
+        self.times: list[float] = []
+        self._publish = desk.vault.publisher.publish
+        monkeypatch.setattr(desk.vault.publisher, "publish", self._race)
+        desk.policy._watch = Watch(
+            desk.vault.view.progress, desk.vault.view.remote, self.follow, seconds=None
+        )
+
+    async def follow(self) -> None:
+        self.done.append("follow")
+
+    async def _race(self, on_progress: object = None) -> int:
+        self.done.append("publish")
+        self.times.append(trio.current_time())
+        if self.quicker:
+            self.quicker -= 1
+            raise EpochTaken("another device published epoch 2 first")
+        return await self._publish()
+
+
+async def test_who_lost_a_race_follows_and_publishes(
+    device: Device, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with at_work(device) as desk:
-        other = device.second(device.folder / "laptop")
-        async with other.opened() as vault:
-            await write_file(vault, b"file", b"theirs")
-            await vault.publisher.publish()
+        rivals = Rivals(desk, monkeypatch, quicker=2)
+        await write_file(desk.vault, b"file", b"ours")
+        assert await desk.policy.publish_now() == 2
+        assert rivals.done == ["follow", "publish"] * 3
+        assert (desk.policy.state, desk.policy.problem) == (State.IDLE, None)
+
+
+async def test_by_itself_it_follows_only_whom_it_lost_against(
+    device: Device, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with at_work(device) as desk:
+        rivals = Rivals(desk, monkeypatch, quicker=1)
         await write_file(desk.vault, b"file", b"ours")
         await trio.sleep(100)
-        assert isinstance(desk.policy.problem, EpochTaken)
-        tries = desk.tries
-        await trio.sleep(LONG)
-        assert (desk.tries, desk.policy.state) == (tries, State.REFUSED)
-        desk.policy.pause()
-        assert desk.policy.state is State.REFUSED, "no resuming helps: that is the news"
+        assert rivals.done == ["publish", "follow", "publish"]
+        assert desk.epoch == 2
+
+
+async def test_races_come_apart_by_chance_and_end(
+    device: Device, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with at_work(device) as desk:
+        rivals = Rivals(desk, monkeypatch, quicker=policy_module.RACES)
+        chances = itertools.cycle([b"\x40\0", b"\xc0\0"])
+        desk.policy._random_bytes = lambda size: next(chances)
+        await write_file(desk.vault, b"file", b"ours")
+        with pytest.raises(EpochTaken):
+            await desk.policy.publish_now()
+        waits = [after - before for before, after in itertools.pairwise(rivals.times)]
+        assert waits == [0.5, 3, 2, 12, 8]
+        assert desk.policy.state is State.REFUSED
+        await trio.sleep(policy_module.FIRST_RETRY_SECONDS + policy_module.LOOK_SECONDS)
+        assert (desk.epoch, desk.policy.state) == (2, State.IDLE), "no end, only a wait"
+
+
+async def test_nothing_is_published_to_a_line_that_was_put_back(
+    device: Device, clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with at_work(device) as desk:
+        progress = desk.vault.view.progress
+        followed = 0
+
+        async def follow() -> None:
+            nonlocal followed
+            followed += 1
+            if not commit.exists():
+                raise RollbackError("the vault went back")
+
+        desk.policy._watch = Watch(progress, desk.vault.view.remote, follow, seconds=None)
+        commit = device.remote_folder / commit_name(1)
+        aside = commit.rename(device.folder / "aside")
+        await write_file(desk.vault, b"file", b"ours")
+        await trio.sleep(1000)
+        assert (desk.epoch, desk.tries, desk.policy.state) == (1, 0, State.REFUSED)
+        assert isinstance(desk.policy.problem, RollbackError)
+        assert followed > 3
+        assert caplog.text.count("the vault went back") == 1, "told once"
+        aside.rename(commit)
+        await trio.sleep(400)
+        assert (desk.epoch, desk.policy.state) == (2, State.IDLE)
 
 
 # -- pausing ---------------------------------------------------------------------------------
