@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import logging
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 from cryptfs.format.conflict_name import conflict_name
-from cryptfs.fs.files import Files
 from cryptfs.fs.nodes import Nodes
 from cryptfs.fs.settle import Gate
 from cryptfs.ids import ROOT_INODE, ClockNs
@@ -34,14 +33,13 @@ class _Place(NamedTuple):
 
 
 class Exchange:
-    """The side of an exchange that open files see. ``open_counts`` and ``orphans`` are those of
-    the ``Filesystem``, by row.
+    """Those who have files open, as ``sync/replay.py`` asks them and tells them (``OpenFiles``).
+    ``open_counts`` and ``orphans`` are those of the ``Filesystem``, by row.
     """
 
     def __init__(
         self,
         tree: Tree,
-        files: Files,
         gate: Gate,
         open_counts: dict[int, int],
         orphans: set[int],
@@ -52,7 +50,6 @@ class Exchange:
         self.on_named: Callable[[int, bytes], None] = lambda parent, name: None
         """Called when a folder got the name of a conflict copy, of which the kernel has to hear."""
         self._tree = tree
-        self._files = files
         self._gate = gate
         self._open_counts = open_counts
         self._orphans = orphans
@@ -64,6 +61,10 @@ class Exchange:
         """Whether the row has no name because of an exchange, so that writing to it names it."""
         return row in self._places
 
+    def held(self) -> Collection[int]:
+        """Returns the rows that are open."""
+        return self._open_counts.keys()
+
     def displace(self, row: int, other: int) -> None:
         """Whoever has ``row`` open sees ``other`` from now on.
 
@@ -72,7 +73,6 @@ class Exchange:
         """
         if row in self._open_counts:
             self._open_counts[other] = self._open_counts.pop(row)
-        self._files.displace(row, other)
         self.nodes.displace(row, other)
         inode = self._tree.inode(other)
         if inode is not None and inode.nlink == 0:
@@ -82,6 +82,11 @@ class Exchange:
     def orphaned(self, row: int, parent: int, name: bytes) -> None:
         """An open file lost its last name, which was ``name`` in ``parent``, to another device."""
         self._note_unnamed(row, _Place(row, parent, name))
+
+    def named(self, row: int) -> None:
+        """A row without a name has one again, or is gone."""
+        self._orphans.discard(row)
+        self._places.pop(row, None)
 
     def _note_unnamed(self, row: int, place: _Place) -> None:
         self._orphans.add(row)
@@ -104,9 +109,10 @@ class Exchange:
     async def name(self, row: int) -> None:
         """Gives a row that is about to be changed the name of a conflict copy, where it was."""
         await self._gate.passage()
-        place = self._places.pop(row, None)
+        place = self._places.get(row)
         if place is None:
             return  # somebody else was quicker
+        self.named(row)
         now = self._clock_ns()
         parent, name = next(iter(self._tree.names_of(place.row)), (place.parent, place.name))
         folder = self._tree.inode(parent)
@@ -116,7 +122,6 @@ class Exchange:
             name, self._device_name, now, lambda name: self._tree.entry(parent, name) is not None
         )
         self._tree.remove_orphan(row)
-        self._orphans.discard(row)
         self._tree.add_entry(parent, copy, row)
         self._tree.change_links(row, +1, now)
         self._tree.touch_directory(parent, now)
@@ -125,7 +130,3 @@ class Exchange:
             "written is kept beside it as a conflict copy"
         )
         self.on_named(parent, copy)
-
-    def forget(self, row: int) -> None:
-        """The row got a name in another way, or is gone."""
-        self._places.pop(row, None)

@@ -263,17 +263,6 @@ class Files:
         self._content.remove_extents(inode)
         self._read_up_to.pop(inode, None)
 
-    def displace(self, inode: int, other: int) -> None:
-        """What is journaled over the content of ``inode`` belongs to that of ``other`` now. At
-        the instant of an exchange everything else is sealed.
-        """
-        assert not self._dirty.of(inode), "all bytes are sealed before an exchange"
-        chunks = self._stranded.pop(inode, None)
-        if chunks is not None:
-            self._stranded[other] = chunks
-            self._content.move_journal(inode, other)
-        self._read_up_to.pop(inode, None)
-
     def _drop_dirty(self, inode: int, first_idx: int = 0) -> None:
         """Drops the dirty chunks from index ``first_idx`` on, and what is journaled of them."""
         for chunk in [c for c in self._dirty.of(inode).values() if c.idx >= first_idx]:

@@ -78,7 +78,7 @@ class Filesystem:
         # Inodes that nothing names and somebody has open, as in the table of that name.
         self._orphans: set[int] = set()
         self.exchange = Exchange(
-            tree, files, self._gate, open_counts, self._orphans, clock_ns, device_name
+            tree, self._gate, open_counts, self._orphans, clock_ns, device_name
         )
         self.nodes = self.exchange.nodes
 
@@ -232,8 +232,7 @@ class Filesystem:
 
     def _forget_orphan(self, id: int) -> None:
         self._tree.remove_orphan(id)
-        self._orphans.discard(id)
-        self.exchange.forget(id)
+        self.exchange.named(id)
 
     def forget(self, numbers: Iterable[tuple[int, int]]) -> None:
         """The kernel forgets these numbers, each so many of the times that it was told."""

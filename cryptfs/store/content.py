@@ -88,6 +88,11 @@ class Content:
             count = self._counts[inode] = int(row[0])
         return count
 
+    def forget_counts(self) -> None:
+        """To be called when extents were written that this object did not see."""
+        self.freed = True
+        self._counts.clear()
+
     def put_extent(self, inode: int, idx: int, chunk: int) -> None:
         if inode in self._counts and not self.has_extent(inode, idx):
             self._counts[inode] += 1
@@ -282,10 +287,6 @@ class Content:
             (first, first + PAGES_IN_CHUNK - 1),
         )
         self._execute("DELETE FROM journal WHERE slot = ?", (slot,))
-
-    def move_journal(self, inode: int, other: int) -> None:
-        """What is journaled of ``inode`` is of ``other`` from now on."""
-        self._execute("UPDATE journal SET inode = ? WHERE inode = ?", (other, inode))
 
     def journaled(self, inode: int | None = None) -> list[tuple[int, int, int]]:
         """Returns (slot, inode, idx) of every journaled chunk, of one file or of all."""

@@ -20,24 +20,21 @@ Whoever asks for a publication gets one at once, whatever this table says.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeAlias
 
 import trio
 
 from cryptfs.concurrency import open_nursery
 from cryptfs.errors import (
     CryptfsError,
-    EpochTaken,
     LoginNeeded,
     RollbackError,
     TemporaryFailure,
     VaultUnreachable,
 )
-from cryptfs.ids import RandomBytes
 from cryptfs.store.database import Database
 from cryptfs.store.progress import Progress
 from cryptfs.sync.publish import Publisher, Upload, UploadPaused
@@ -55,16 +52,16 @@ FULL_BYTES: Final = 64 << 20
 FIRST_RETRY_SECONDS: Final = 15.0
 LONGEST_RETRY_SECONDS: Final = 300.0
 
-RACES: Final = 6
-"""How often in a row another device may be first before that is a failure. The wait before each
-further try is chosen by chance, up to twice as long as the last: who lost together comes apart."""
-
 METER_SECONDS: Final = 30.0
 
 IDLE_SECONDS: Final = 60.0
 """After so long with everything published the housekeeping is looked after."""
 
 HOUSEKEEPING_RETRY_SECONDS: Final = 3600.0
+
+
+Publish: TypeAlias = Callable[[Callable[[Upload], None] | None], Awaitable[int]]
+"""Publishes everything, tells how far it is, and returns the newest epoch."""
 
 
 class Metered(CryptfsError):
@@ -94,6 +91,10 @@ class State(StrEnum):
 
 
 class PublishPolicy:
+    """``watch`` looks at other devices; ``publish`` publishes on top of what they did, and is
+    ``publisher.publish`` where there are none.
+    """
+
     def __init__(
         self,
         database: Database,
@@ -106,7 +107,7 @@ class PublishPolicy:
         is_metered: Callable[[], Awaitable[bool]] | None = None,
         housekeeping: Housekeeping | None = None,
         watch: Watch | None = None,
-        random_bytes: RandomBytes = os.urandom,
+        publish: Publish | None = None,
     ):
         self._database = database
         self._progress = progress
@@ -117,7 +118,7 @@ class PublishPolicy:
         self._is_metered = is_metered
         self._housekeeping = housekeeping
         self._watch = watch
-        self._random_bytes = random_bytes
+        self._publish_all: Publish = publish or publisher.publish
         self._housekeeping_scope = trio.CancelScope()
         self._housekeeping_at = 0.0
         self._failures = 0
@@ -174,10 +175,12 @@ class PublishPolicy:
     ) -> int:
         """Brings what others published, and publishes; returns the newest epoch.
 
-        Raises as ``publish`` and ``follow`` do. ``is_asked`` says that a person waits.
+        Raises as both do. ``is_asked`` says that a person waits.
         """
         try:
-            epoch = await self._race(on_progress, is_asked)
+            if self._watch is not None:
+                await (self._watch.follow() if is_asked else self._watch.look_closely())
+            epoch = await self._publish_all(on_progress)
         except UploadPaused:
             raise
         except CryptfsError as error:
@@ -187,29 +190,6 @@ class PublishPolicy:
         self._failures = 0
         self._start_over()
         return epoch
-
-    async def _race(self, on_progress: Callable[[Upload], None] | None, is_asked: bool) -> int:
-        """Publishes on top of what others published, until nobody is quicker."""
-        must_follow = is_asked
-        for race in range(1, RACES + 1):
-            if self._watch is not None:
-                if must_follow:
-                    await self._watch.follow()
-                else:
-                    await self._watch.look(before_publishing=True)
-            try:
-                return await self._publisher.publish(on_progress)
-            except EpochTaken as error:
-                if race == RACES or self._watch is None:
-                    raise
-                log.info("%s", error)
-            must_follow = True
-            await trio.sleep(self._chance() * 2**race)
-        raise AssertionError("the last race was won or lost")
-
-    def _chance(self) -> float:
-        """From 0 to 1, both about equally far away."""
-        return int.from_bytes(self._random_bytes(2), "big") / 65536
 
     # -- by itself -----------------------------------------------------------------------------
 

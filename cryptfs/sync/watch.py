@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import trio
@@ -90,11 +91,22 @@ class Watch:
                 if str(before) != str(error):
                     log.warning("not in step with other devices, tried again later: %s", error)
 
-    async def look(self, *, before_publishing: bool = False) -> None:
-        """Follows if other devices published something. Raises CryptfsError, which is noted."""
+    async def look(self) -> None:
+        """Follows if there is a commit of the next epoch. Raises CryptfsError, which is noted."""
+        await self._follow_if(partial(self._has_moved, is_close=False))
+
+    async def look_closely(self) -> None:
+        """As ``look``, and compares everything if the newest commit is gone."""
+        await self._follow_if(partial(self._has_moved, is_close=True))
+
+    async def follow(self) -> None:
+        """Compares everything with the remote, and follows it. Raises as ``look``."""
+        await self._follow_if(_always)
+
+    async def _follow_if(self, has_moved: Callable[[], Awaitable[bool]]) -> None:
         try:
             # A remote that went back may have lost the very commit that would be asked for.
-            if isinstance(self.problem, RollbackError) or await self._has_moved(before_publishing):
+            if isinstance(self.problem, RollbackError) or await has_moved():
                 await self._follow()
                 self._mark = -1
         except CryptfsError as error:
@@ -102,18 +114,7 @@ class Watch:
             raise
         self._note_success()
 
-    async def follow(self) -> None:
-        """Compares with the remote and follows it, whatever a look would say. Raises so, too."""
-        try:
-            await self._follow()
-        except CryptfsError as error:
-            self._note_failure(error)
-            raise
-        self._mark = -1
-        self._note_success()
-
-    async def _has_moved(self, is_thorough: bool) -> bool:
-        """Whether the next commit is there, or if ``is_thorough`` the newest one is not."""
+    async def _has_moved(self, *, is_close: bool) -> bool:
         head = self._progress.published_epoch
         is_there: dict[int, bool] = {head: True}
 
@@ -126,7 +127,7 @@ class Watch:
 
         async with open_nursery() as nursery:
             nursery.start_soon(ask, head + 1)
-            if is_thorough and head:
+            if is_close and head:
                 nursery.start_soon(ask, head)
         return is_there[head + 1] or not is_there[head]
 
@@ -147,3 +148,7 @@ class Watch:
         if isinstance(error, TemporaryFailure) and error.retry_after is not None:
             self._wait = max(self._wait, error.retry_after)
         self._failures = min(self._failures + 1, 10)
+
+
+async def _always() -> bool:
+    return True

@@ -12,7 +12,6 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cryptfs.errors import (
     CryptfsError,
-    EpochTaken,
     LoginNeeded,
     OutOfSpace,
     RollbackError,
@@ -26,7 +25,7 @@ from cryptfs.sync.policy import PublishPolicy, State
 from cryptfs.sync.publish import UploadPaused
 from cryptfs.sync.watch import Watch
 from cryptfs.vault import Vault
-from tests.device import Device, noise, write_file
+from tests.device import Device, find, noise, write_file
 from tests.remotes.faulty import Call, FaultyRemote, fail_always, no_fault
 
 LONG = 10 * policy_module.LONGEST_RETRY_SECONDS
@@ -187,68 +186,34 @@ async def test_resuming_ends_a_wait(device: Device, clock: MockClock) -> None:
 # -- other devices ----------------------------------------------------------------------------
 
 
-class Rivals:
-    """Devices that publish first, so many times; following them takes what they published away."""
+async def test_whoever_asks_has_everything_compared(device: Device, clock: MockClock) -> None:
+    async with at_work(device) as desk:
+        followed: list[float] = []
 
-    def __init__(self, desk: Desk, monkeypatch: pytest.MonkeyPatch, quicker: int) -> None:
-        self.quicker = quicker
-        self.done: list[str] = []
-        self.times: list[float] = []
-        self._publish = desk.vault.publisher.publish
-        monkeypatch.setattr(desk.vault.publisher, "publish", self._race)
+        async def follow() -> None:
+            followed.append(trio.current_time())
+
         desk.policy._watch = Watch(
-            desk.vault.view.progress, desk.vault.view.remote, self.follow, seconds=None
+            desk.vault.view.progress, desk.vault.view.remote, follow, seconds=None
         )
-
-    async def follow(self) -> None:
-        self.done.append("follow")
-
-    async def _race(self, on_progress: object = None) -> int:
-        self.done.append("publish")
-        self.times.append(trio.current_time())
-        if self.quicker:
-            self.quicker -= 1
-            raise EpochTaken("another device published epoch 2 first")
-        return await self._publish()
-
-
-async def test_who_lost_a_race_follows_and_publishes(
-    device: Device, clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with at_work(device) as desk:
-        rivals = Rivals(desk, monkeypatch, quicker=2)
-        await write_file(desk.vault, b"file", b"ours")
-        assert await desk.policy.publish_now() == 2
-        assert rivals.done == ["follow", "publish"] * 3
-        assert (desk.policy.state, desk.policy.problem) == (State.IDLE, None)
-
-
-async def test_by_itself_it_follows_only_whom_it_lost_against(
-    device: Device, clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with at_work(device) as desk:
-        rivals = Rivals(desk, monkeypatch, quicker=1)
         await write_file(desk.vault, b"file", b"ours")
         await trio.sleep(100)
-        assert rivals.done == ["publish", "follow", "publish"]
-        assert desk.epoch == 2
+        assert (desk.epoch, followed) == (2, []), "by itself it only looks"
+        await desk.policy.publish_now()
+        assert followed == [100]
 
 
-async def test_races_come_apart_by_chance_and_end(
-    device: Device, clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_another_device_was_first(device: Device, clock: MockClock) -> None:
     async with at_work(device) as desk:
-        rivals = Rivals(desk, monkeypatch, quicker=policy_module.RACES)
-        chances = itertools.cycle([b"\x40\0", b"\xc0\0"])
-        desk.policy._random_bytes = lambda size: next(chances)
+        desk.policy._publish_all = desk.vault.follower.publish
+        other = device.second(device.folder / "laptop")
+        async with other.opened(background=False) as vault:
+            await write_file(vault, b"theirs", b"theirs")
+            await vault.publisher.publish()
         await write_file(desk.vault, b"file", b"ours")
-        with pytest.raises(EpochTaken):
-            await desk.policy.publish_now()
-        waits = [after - before for before, after in itertools.pairwise(rivals.times)]
-        assert waits == [0.5, 3, 2, 12, 8]
-        assert desk.policy.state is State.REFUSED
-        await trio.sleep(policy_module.FIRST_RETRY_SECONDS + policy_module.LOOK_SECONDS)
-        assert (desk.epoch, desk.policy.state) == (2, State.IDLE), "no end, only a wait"
+        await trio.sleep(100)
+        assert (desk.epoch, desk.policy.state, desk.policy.problem) == (3, State.IDLE, None)
+        assert find(desk.vault, b"theirs").size == 6
 
 
 async def test_nothing_is_published_to_a_line_that_was_put_back(

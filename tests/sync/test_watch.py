@@ -28,6 +28,7 @@ class Tower:
         self.vault = vault
         self.line = line
         self.followed = 0
+        self.has_followed = trio.Event()
         self.looks: list[float] = []
         self.fault = no_fault
         self.is_paused = self.is_metered = False
@@ -53,8 +54,9 @@ class Tower:
 
     async def follow(self) -> None:
         self.followed += 1
+        self.has_followed.set()
         looks, self.looks = self.looks, []
-        await self.vault.puller.pull()
+        await self.vault.follow()
         self.looks = looks  # what following asks for is no look
 
     async def _ask_meter(self) -> bool:
@@ -127,10 +129,10 @@ async def test_the_looks_grow_seldom_while_nothing_happens(
         await trio.sleep(600)
         assert 60 in tower.waits(), "somebody is at work here"
         await publish(device, b"letter")
-        while not tower.followed:
-            await trio.sleep(1)
-        await trio.sleep(150)
-        assert tower.waits()[-1] == 60, "somebody is at work there"
+        await tower.has_followed.wait()
+        followed = trio.current_time()
+        await trio.sleep(100)
+        assert tower.looks[-1] == followed + 60, "somebody is at work there"
 
 
 async def test_a_folder_is_looked_at_all_the_time(device: Device, clock: MockClock) -> None:
@@ -196,12 +198,12 @@ async def test_before_publishing_the_newest_commit_is_looked_for_too(device: Dev
         await write_file(tower.vault, b"file", b"ours")
         await tower.vault.publisher.publish()
         watch = tower.watch()
-        await watch.look(before_publishing=True)
+        await watch.look_closely()
         assert not tower.followed
         aside = (device.remote_folder / commit_name(2)).rename(device.folder / "aside")
         await watch.look()
         with pytest.raises(RollbackError, match="the vault went back"):
-            await watch.look(before_publishing=True)
+            await watch.look_closely()
         with pytest.raises(RollbackError):
             await watch.look()
         assert isinstance(watch.problem, RollbackError)
