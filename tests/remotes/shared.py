@@ -58,6 +58,7 @@ class _Object:
     """
 
     data: bytes
+    maker: int
     shown: dict[int, int] = field(default_factory=dict)
 
     @property
@@ -69,8 +70,11 @@ class Place:
     """What lies there. ``late_calls`` is how many of its own calls a window may be late."""
 
     def __init__(self, *, seed: int = 0, atomic_create: bool = True, late_calls: int = 0) -> None:
+        self.seed = seed
         self.atomic_create = atomic_create
         self.late_calls = late_calls
+        self.late_share = 0.5
+        """How many of the objects that others create are late at all."""
         self.contested: set[str] = set()
         """The names under which two devices created different objects."""
         self._chance = Random(f"place {seed}")
@@ -92,6 +96,13 @@ class Place:
             objects[:] = [min(objects, key=lambda one: one.rank)]
             objects[0].shown = dict.fromkeys(range(len(self._windows)), 0)
 
+    def show(self, made_by: Window, to: Window) -> None:
+        """From now on ``to`` sees everything that ``made_by`` created."""
+        for objects in self._objects.values():
+            for one in objects:
+                if one.maker == made_by.number:
+                    one.shown[to.number] = 0
+
     @property
     def objects(self) -> dict[str, bytes]:
         """What there is when everything has settled."""
@@ -101,10 +112,10 @@ class Place:
         }
 
     def _put(self, name: str, data: bytes, maker: Window) -> None:
-        one = _Object(data)
+        one = _Object(data, maker.number)
         for window in self._windows:
             late = self._chance.randint(1, self.late_calls) if self.late_calls else 0
-            is_late = window is not maker and self._chance.random() < 0.5
+            is_late = window is not maker and self._chance.random() < self.late_share
             one.shown[window.number] = window.calls + late if is_late else 0
         objects = self._objects.setdefault(name, [])
         objects.append(one)
