@@ -106,6 +106,28 @@ def note_dead_pack(database: Database, pack: int, epoch: int) -> None:
         _note_dead(database, DeadObject(pack_name(row[0]), row[1], epoch))
 
 
+def forget_broken_epochs(database: Database, gone_chunks: Iterable[int]) -> list[int]:
+    """Forgets the restore points that need chunks which another device dropped; their rows have
+    to be there still. Returns their epochs: this device's policy or clock kept them for longer.
+    """
+    database.execute("CREATE TEMP TABLE IF NOT EXISTS gone_chunk (id INTEGER PRIMARY KEY)")
+    database.execute("DELETE FROM temp.gone_chunk")
+    database.many("INSERT INTO temp.gone_chunk VALUES (?)", [(id,) for id in gone_chunks])
+    spans = list(
+        database.rows(
+            "SELECT DISTINCT since, until FROM extent_past "
+            "WHERE chunk IN (SELECT id FROM temp.gone_chunk)"
+        )
+    )
+    if not spans:
+        return []
+    numbers = [row[0] for row in database.rows("SELECT number FROM epoch ORDER BY number")]
+    broken = [n for n in numbers if any(since <= n < until for since, until in spans)]
+    for _ in Garbage(database).forget_epochs(set(numbers).difference(broken)):
+        pass
+    return broken
+
+
 def _note_dead(database: Database, dead: DeadObject) -> None:
     database.execute(
         "INSERT INTO dead_object VALUES (?, ?, ?) ON CONFLICT (name) "
