@@ -98,7 +98,7 @@ QUOTA: Final = (
     b"<quota-available-bytes/><quota-used-bytes/></prop></propfind>"
 )
 
-LATER: Final = frozenset({408, 421, 423, 425, 429, 500, 502, 503, 504, 508, 511})
+LATER: Final = frozenset({408, 409, 421, 423, 425, 429, 500, 502, 503, 504, 508, 511})
 MOVED: Final = frozenset({301, 302, 303, 307, 308})
 CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 NO_SUCH_RANGE: Final = re.compile(r"bytes \*/([0-9]{1,19})")
@@ -508,7 +508,11 @@ class WebDavRemote(Remote):
                 return False
             if response.status_code not in (200, 202, 204) or _is_page(response):
                 self._refuse(response)
-            return True
+            is_surely_gone = response.status_code == 204
+        # 202 promises it, and a 200 with something else in it may be nobody's word.
+        if not is_surely_gone and await self._stat(path) is not None:
+            raise TemporaryFailure(f"{self._host} says that it deleted {path}, and it is there")
+        return True
 
     # -- what is there -----------------------------------------------------------------------
 
