@@ -21,13 +21,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import srp
-from srp._pysrp import get_ng
+from srp import _pysrp  # the engine that keeps every byte of a salt
 
 from tests.doubles.loopback import Double, Exchange, HangUp, Reply, Request, json_reply
 
 ZONE: Final = "com.apple.CloudDocs"
 CODE: Final = "123456"
-SALT: Final = bytes(range(1, 17))  # srp's client loses a first zero byte
+SALT: Final = bytes(range(1, 17))
 ITERATIONS: Final = 1000
 EMPTY_RECEIPT: Final = {"fileChecksum": "c", "referenceChecksum": "r", "wrappingKey": "w"}
 
@@ -66,6 +66,9 @@ class ICloudDouble(Double):
     apple_id: str = "ann@example.org"
     password: str = "correct horse"
     protocol: str = "s2k"
+    salt: bytes = SALT
+    secrets: list[int] = field(default_factory=list)
+    """Apple's own secret number in the next sign-ins; drawn by chance when there are no more."""
     second_factor: str = "sms"
     """``sms``, ``device`` or ``key``."""
 
@@ -184,29 +187,33 @@ class ICloudDouble(Double):
         assert set(body) == {"a", "accountName", "protocols"}
         if self.locked:
             return self._lock_reply()
-        a = base64.b64decode(body["a"])
-        srp.rfc5054_enable()
-        srp.no_username_in_x()
-        self._verifier = srp.Verifier(
-            self.apple_id, SALT, self._password_verifier(), a, hash_alg=srp.SHA256,
-            ng_type=srp.NG_2048,
+        _pysrp.rfc5054_enable()
+        _pysrp.no_username_in_x()
+        secret = self.secrets.pop(0).to_bytes(256) if self.secrets else None
+        self._verifier = _pysrp.Verifier(
+            self.apple_id, self.salt, self._password_verifier(), base64.b64decode(body["a"]),
+            hash_alg=srp.SHA256, ng_type=srp.NG_2048, bytes_b=secret,
         )  # fmt: skip
-        salt, b = self._verifier.get_challenge()
         return json_reply(
             {
-                "iteration": ITERATIONS, "salt": _b64(salt), "protocol": self.protocol,
-                "b": _b64(b), "c": "d-1",
+                "iteration": ITERATIONS, "salt": _b64(self.salt), "protocol": self.protocol,
+                "b": _b64(self._verifier.B.to_bytes(256)), "c": f"d-{self.asked('signin/init')}",
             }
         )  # fmt: skip
 
     def _password_verifier(self) -> bytes:
         digest = hashlib.sha256(self.password.encode())
         secret = digest.hexdigest().encode() if self.protocol == "s2k_fo" else digest.digest()
-        derived = hashlib.pbkdf2_hmac("sha256", secret, SALT, ITERATIONS, 32)
+        derived = hashlib.pbkdf2_hmac("sha256", secret, self.salt, ITERATIONS, 32)
         inner = hashlib.sha256(b":" + derived).digest()
-        x = int.from_bytes(hashlib.sha256(SALT + inner).digest())
-        n, g = get_ng(srp.NG_2048, None, None)
+        x = int.from_bytes(hashlib.sha256(self.salt + inner).digest())
+        n, g = _pysrp.get_ng(srp.NG_2048, None, None)
         return pow(g, x, n).to_bytes(256)
+
+    def _is_proof_of_short_numbers(self) -> bool:
+        """Whether Apple may or may not accept it: nobody knows whether it pads such numbers."""
+        numbers = (self._verifier.A, self._verifier.B, self._verifier.S)
+        return any(number.bit_length() <= 255 * 8 for number in numbers)
 
     def _signin_complete(self, request: Request) -> Reply:
         body = request.json
@@ -218,6 +225,8 @@ class ICloudDouble(Double):
             body["accountName"] != self.apple_id
             or proof is None
             or base64.b64decode(body["m2"]) != proof
+            or body["c"] != f"d-{self.asked('signin/init')}"
+            or self._is_proof_of_short_numbers()
         ):
             errors = [{"code": "-20101", "message": "Your Apple ID or password was incorrect."}]
             return json_reply({"serviceErrors": errors, "hasError": True}, 401)

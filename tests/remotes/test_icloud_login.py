@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import stat
@@ -13,8 +14,10 @@ import click
 import keyring
 import keyring.backend
 import pytest
+import srp
 import trio
 from click.testing import CliRunner, Result
+from srp import _pysrp
 
 from cryptfs.cli.login_icloud import login_icloud
 from cryptfs.errors import (
@@ -35,10 +38,11 @@ from cryptfs.remote.icloud.login import (
     logout_icloud,
     require_keyring,
 )
+from cryptfs.remote.icloud.password import GENERATOR, PRIME
 from cryptfs.remote.icloud.remote import ICloudRemote
 from cryptfs.remote.private_file import write_private
 from tests.doubles.icloud import CODE, ICloudDouble
-from tests.doubles.loopback import Fault, refused, says
+from tests.doubles.loopback import Fault, altered, refused, says
 from tests.remotes.icloud import log_in
 
 
@@ -129,6 +133,81 @@ def test_a_security_key_that_is_touched(
         assert login.touch_key() is Step.DONE
         login.finish()
     assert icloud_account(tmp_path) == icloud.apple_id
+
+
+# -- numbers that begin with zeros --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", ["s2k", "s2k_fo"])
+@pytest.mark.parametrize("zeros", [1, 2, 16])
+def test_an_account_whose_salt_begins_with_zeros(
+    icloud: ICloudDouble, tmp_path: Path, protocol: str, zeros: int
+) -> None:
+    """As that of one person in 256 does, for good."""
+    icloud.salt, icloud.protocol = bytes(zeros) + icloud.salt[zeros:], protocol
+    with new_login(icloud, tmp_path) as login:
+        assert login.sign_in(icloud.password) is Step.CODE
+    assert icloud.asked("signin/complete") == 1
+
+
+GOOD, SHORT = 3000, 2095
+"""Apple's secrets that lead to a public number of 256 bytes, and to one that begins with 0."""
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "exchanges"),
+    [
+        ([2480, 2100], [GOOD], 1),  # our own public number would be short: another is taken
+        ([2100, 2101], [SHORT, GOOD], 2),  # theirs is
+        ([2187, 2100], [GOOD, GOOD], 2),  # what both come to share is
+        ([2847], [GOOD], 1),  # only the key begins with 0, which has a width of its own
+    ],
+)
+def test_a_proof_of_short_numbers_is_never_sent(
+    icloud: ICloudDouble, tmp_path: Path, ours: list[int], theirs: list[int], exchanges: int
+) -> None:
+    icloud.secrets = theirs
+    numbers = iter(ours)
+    taken = new_login(icloud, tmp_path, random_bytes=lambda size: next(numbers).to_bytes(size))
+    with taken as login:
+        assert login.sign_in(icloud.password) is Step.CODE
+    assert (icloud.asked("signin/init"), icloud.asked("signin/complete")) == (exchanges, 1)
+    assert icloud.secrets == []
+
+
+def test_short_numbers_without_an_end_are_no_chance(icloud: ICloudDouble, tmp_path: Path) -> None:
+    icloud.secrets = [SHORT] * 20
+    with (
+        new_login(icloud, tmp_path) as login,
+        pytest.raises(TemporaryFailure, match="too short"),
+    ):
+        login.sign_in(icloud.password)
+    assert icloud.asked("signin/complete") == 0
+
+
+def test_the_group_is_that_of_the_standard() -> None:
+    assert _pysrp.get_ng(srp.NG_2048, None, None) == (PRIME, GENERATOR)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"b": ""}, {"b": "AA=="}, {"b": base64.b64encode(bytes([255] * 256)).decode()},
+        {"b": 5}, {"salt": None}, {"iteration": 0}, {"iteration": 10**9}, {"iteration": "x"},
+        {"protocol": "plain"},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_challenge_that_is_none_gets_no_answer(
+    icloud: ICloudDouble, tmp_path: Path, change: dict[str, object]
+) -> None:
+    icloud.fail("signin/init", altered(lambda body: body.update(change)))
+    with (
+        new_login(icloud, tmp_path) as login,
+        pytest.raises(TemporaryFailure, match="no challenge"),
+    ):
+        login.sign_in(icloud.password)
+    assert icloud.asked("signin/complete") == 0
 
 
 # -- refusals ----------------------------------------------------------------------------------

@@ -177,6 +177,7 @@ class ICloudLogin:
             password=password,
             is_attended=True,
             adapter=self._adapter,
+            random_bytes=self._random_bytes,
         )
 
     def _do(self, work: Callable[[], object]) -> Step:

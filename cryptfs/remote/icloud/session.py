@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from http.cookiejar import Cookie
@@ -32,6 +33,8 @@ from pyicloud.session import (  # type: ignore[import-untyped]
 from requests import PreparedRequest, Response
 from requests.adapters import HTTPAdapter
 
+from cryptfs.ids import RandomBytes
+from cryptfs.remote.icloud.sign_in import SigningService
 from cryptfs.remote.private_file import write_private
 
 PARALLEL: Final = 8
@@ -128,7 +131,7 @@ class KeptSession(PyiCloudSession):  # type: ignore[misc]
             self._saved[path.name] = data
 
 
-class ICloudService(PyiCloudService):  # type: ignore[misc]
+class ICloudService(SigningService):
     """The client of one Apple ID. Making it asks nothing of Apple and of the keyring.
 
     With ``password`` it may sign in (only the login command has one). Without, it lives from
@@ -149,11 +152,13 @@ class ICloudService(PyiCloudService):  # type: ignore[misc]
         password: str | None = None,
         is_attended: bool = False,
         adapter: HTTPAdapter | None = None,
+        random_bytes: RandomBytes = os.urandom,
     ) -> None:
         # Their debug lines hold links that open files, and the codes of the second factor.
         logging.getLogger("pyicloud").setLevel(logging.CRITICAL)
         logging.getLogger("urllib3").setLevel(logging.ERROR)
         self._is_attended = is_attended
+        self.random_bytes = random_bytes
         super().__init__(
             apple_id,
             password,
