@@ -16,6 +16,7 @@ import base64
 import copy
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -23,7 +24,9 @@ from typing import Any, Final
 import srp
 from srp import _pysrp  # the engine that keeps every byte of a salt
 
+from tests.doubles.icloud_bridge import Bridge
 from tests.doubles.loopback import Double, Exchange, HangUp, Reply, Request, json_reply
+from tests.doubles.webauthn import KeyCheck
 
 ZONE: Final = "com.apple.CloudDocs"
 CODE: Final = "123456"
@@ -72,6 +75,9 @@ class ICloudDouble(Double):
     second_factor: str = "sms"
     """``sms``, ``device`` or ``key``."""
 
+    keys: KeyCheck = field(default_factory=lambda: KeyCheck("apple.com", b"sign this " * 3))
+    bridge: Bridge | None = None
+    """The way to the trusted devices; without it the legacy one is told of."""
     answers_409_to_good_codes: bool = True
     new_terms: bool = False
     locked: bool = False
@@ -189,10 +195,10 @@ class ICloudDouble(Double):
             return self._lock_reply()
         _pysrp.rfc5054_enable()
         _pysrp.no_username_in_x()
-        secret = self.secrets.pop(0).to_bytes(256) if self.secrets else None
+        secret = self.secrets.pop(0) if self.secrets else int.from_bytes(os.urandom(32))
         self._verifier = _pysrp.Verifier(
             self.apple_id, self.salt, self._password_verifier(), base64.b64decode(body["a"]),
-            hash_alg=srp.SHA256, ng_type=srp.NG_2048, bytes_b=secret,
+            hash_alg=srp.SHA256, ng_type=srp.NG_2048, bytes_b=secret.to_bytes(256),
         )  # fmt: skip
         return json_reply(
             {
@@ -250,22 +256,22 @@ class ICloudDouble(Double):
         if "json" in request.headers["accept"]:
             body: dict[str, Any] = {"authType": "hsa2"}
             if self.second_factor == "key":
-                body["fsaChallenge"] = {
-                    "challenge": "YQ",
-                    "keyHandles": ["YQ"],
-                    "rpId": "apple.com",
-                }
+                body["fsaChallenge"] = self.keys.options()
                 body["keyNames"] = ["desk key"]
             return json_reply(body)
         phone: dict[str, Any] = {"id": 1, "nonFTEU": False}
         if self.second_factor == "sms":
             phone["pushMode"] = "sms"
-        numbers = {"phoneNumberVerification": {"trustedPhoneNumber": phone}}
+        numbers: dict[str, Any] = {"phoneNumberVerification": {"trustedPhoneNumber": phone}}
         direct = {
             "authInitialRoute": "auth/verify/device",
             "hasTrustedDevices": self.second_factor == "device",
             "twoSV": {"bridgeInitiateData": numbers},
         }
+        if self.bridge is not None:
+            phone["pushMode"] = "sms"
+            direct |= {"authInitialRoute": "auth/bridge/step", "hasTrustedDevices": True}
+            numbers |= self.bridge.initiate_data()
         arguments = json.dumps({"direct": direct})
         page = f'<script type="application/json" class="boot_args">{arguments}</script>'
         return Reply(200, page.encode(), (("Content-Type", "text/html"),))
@@ -281,6 +287,16 @@ class ICloudDouble(Double):
 
     def _verify_trusteddevice_securitycode(self, request: Request) -> Reply:
         return self._take_code(request)
+
+    def _bridge_step_0(self, request: Request) -> Reply:
+        assert self._proven and self.bridge is not None
+        return self.bridge.step(int(request.endpoint.rpartition("/")[2]), request)
+
+    _bridge_step_2 = _bridge_step_4 = _bridge_step_6 = _bridge_step_0
+
+    def _bridge_code_validate(self, request: Request) -> Reply:
+        assert self.bridge is not None
+        return self.bridge.validate(request)
 
     def _take_code(self, request: Request) -> Reply:
         if request.json["securityCode"]["code"] != CODE:
@@ -365,7 +381,9 @@ class ICloudDouble(Double):
         return json_reply({"status": "success", "message": ""}, 200, (("Set-Cookie", cookie),))
 
     def _verify_security_key(self, request: Request) -> Reply:
-        assert request.json["challenge"] == "YQ"
+        if not self.keys.accepts(request.json):
+            errors = [{"code": "-27001", "message": "The security key was not recognized."}]
+            return json_reply({"serviceErrors": errors, "hasError": True}, 403)
         return json_reply({})
 
     def _logout(self, request: Request) -> Reply:

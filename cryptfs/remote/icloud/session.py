@@ -16,6 +16,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.cookiejar import Cookie
 from pathlib import Path
 from typing import Any, Final
@@ -185,6 +186,24 @@ class ICloudService(SigningService):
     def set_accept_terms(self) -> None:
         """Lets the next sign-in accept Apple's terms, because a person said so."""
         self._accept_terms = True
+
+    def prompt_again(self) -> bool:
+        """Has the trusted devices show a new code, if it was the push service that asked them.
+
+        Each code is good for one try there; pyicloud would give the next one to another service.
+        """
+        if self.two_factor_delivery_method != "trusted_device":
+            return False
+        if not self._supports_trusted_device_bridge():
+            return False
+        with suppress(PyiCloudAPIResponseException):  # then there is still the message
+            self.request_2fa_code()
+        return self._trusted_device_bridge_state is not None
+
+    def close(self) -> None:
+        """Gives back all connections."""
+        self._clear_trusted_device_bridge_state()
+        self._session.close()
 
     def send_sms(self) -> None:
         """Has Apple send the code to the trusted phone number instead of the devices."""

@@ -138,6 +138,13 @@ class SigningService(PyiCloudService):  # type: ignore[misc]
             # No code was sent. A person may still have one, or ask for a message.
             return
 
+    def request_2fa_code(self) -> bool:
+        """Overrides pyicloud's: a push service that cannot be reached leaves the message."""
+        try:
+            return bool(super().request_2fa_code())
+        except OSError:
+            return self._can_request_sms_2fa_code() and bool(self._request_sms_2fa_code())
+
 
 def _text(data: bytes) -> str:
     return base64.b64encode(data).decode()
