@@ -150,12 +150,12 @@ class DriveWire:
         params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         body: Body = b"",
-        name: str = "an answer",
+        name: str | None = None,
     ) -> Answer:
         """The answer, if it is 2xx or of a status in ``expect``; else its failure is raised.
 
-        ``url`` is below an endpoint, or an upload session's. IntegrityError where more than
-        an object's bytes come.
+        ``url`` is below an endpoint, or an upload session's; ``name`` that of the object whose
+        bytes are asked for. IntegrityError where more than an object's bytes come.
         """
         client = await self._open_client()
         token = await self._tokens.get(client)
@@ -170,7 +170,9 @@ class DriveWire:
             with network_errors(HOST):
                 response = await client.send(request, stream=True)
                 try:
-                    data = await read_limited(response, MAX_GET, name)
+                    data = await read_limited(
+                        response, MAX_GET, name or "an answer", is_object=name is not None
+                    )
                 finally:
                     await response.aclose()
             answer = Answer(response.status_code, response.headers, data)

@@ -52,6 +52,7 @@ from cryptfs.errors import (
     VaultUnreachable,
 )
 from cryptfs.ids import RandomBytes
+from cryptfs.remote import flow
 from cryptfs.remote.base import (
     MAX_GET,
     Capabilities,
@@ -164,7 +165,7 @@ class WebDavRemote(Remote):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(atomic_create=True, ranges=True, checksum=None)
+        return Capabilities(atomic_create=True, ranges=True, checksum=None, streams=True)
 
     # -- the contract ------------------------------------------------------------------------
 
@@ -456,6 +457,7 @@ class WebDavRemote(Remote):
             async for block in blocks:
                 body += block[skip:]
                 skip = max(0, skip - len(block))
+                await flow.received(len(block))
                 # Not at the last wanted byte: read to its end, the connection can be kept.
                 if len(body) > wanted:
                     break
@@ -649,7 +651,7 @@ class WebDavRemote(Remote):
         url = self._address.origin + self._path(path)
         request = self._client.build_request(method, url, headers=headers)
         if content is not None:
-            request.stream = Upload(content)
+            request.stream = Upload(content, is_object=method == "PUT")
         # Sent with the first request: an answer 401 to a long upload would cost it twice.
         auth = None if login is None else httpx.BasicAuth(login.user, login.password)
         return await self._client.send(request, auth=auth, stream=True)

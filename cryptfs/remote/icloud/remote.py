@@ -118,7 +118,7 @@ class ICloudRemote(Remote):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(atomic_create=True, ranges=True, checksum=None)
+        return Capabilities(atomic_create=True, ranges=True, checksum=None, streams=True)
 
     async def prepare(self) -> None:
         for depth in range(1, len(self._folder) + 1):
