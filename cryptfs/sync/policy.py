@@ -83,6 +83,21 @@ class State(StrEnum):
     read-only, or another device was first."""
 
 
+def state_of(problem: CryptfsError | None) -> State:
+    """What a mount is in that has this problem and does nothing."""
+    match problem:
+        case None:
+            return State.IDLE
+        case Metered():
+            return State.PAUSED
+        case VaultUnreachable():
+            return State.OFFLINE
+        case LoginNeeded():
+            return State.LOGIN_NEEDED
+        case _:
+            return State.REFUSED
+
+
 class PublishPolicy:
     def __init__(
         self,
@@ -129,17 +144,7 @@ class PublishPolicy:
             return State.REFUSED
         if self._paused:
             return State.PAUSED
-        match self.problem:
-            case None:
-                return State.IDLE
-            case Metered():
-                return State.PAUSED
-            case VaultUnreachable():
-                return State.OFFLINE
-            case LoginNeeded():
-                return State.LOGIN_NEEDED
-            case _:
-                return State.REFUSED
+        return state_of(self.problem)
 
     def pause(self) -> None:
         """Publishes nothing by itself any more; an upload under way ends where it is."""
