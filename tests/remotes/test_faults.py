@@ -1,15 +1,12 @@
-"""Every answer that is none, at every call, from every cloud: one table.
+"""Every answer that is none, at every call, from every cloud: one table, and a wrong clock.
 
-The rest of what a cloud may do has its own tests, where it is told apart:
-
-=====================  ==========================  =========================  ==================
-fault                  icloud (``test_icloud``)    gdrive (``test_gdrive``)   s3, webdav
-=====================  ==========================  =========================  ==================
+What else a cloud may do has tests where it is told apart: ``ELSEWHERE`` says which.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -287,3 +284,107 @@ async def test_an_answer_that_is_none_loses_nothing_and_is_told_apart(
         assert await remote.get(name) == DATA
     with pytest.raises(ObjectNotFound):
         await remote.get("packs/before")
+
+
+@pytest.mark.parametrize("years", [-20, 20])
+async def test_a_clock_that_is_wrong_by_years_changes_nothing(
+    kind: str, place: Place, years: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "s3":
+        pytest.skip("S3 refuses such a clock, which its own test has")
+    there = time.time
+    monkeypatch.setattr(time, "time", lambda: there() + years * 365 * 86_400)
+    remote = place.remote
+    for name in ("packs/before", "packs/new"):
+        await remote.create(name, DATA)
+    await remote.delete("packs/before")
+    await remote.purge()
+    assert await remote.list("") == [ObjectInfo("packs/new", len(DATA))]
+    assert await remote.get("packs/new", 0, 5) == DATA[:5]
+
+
+# -- what has tests of its own --------------------------------------------------------------------
+
+ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
+    "lost reply after create": (
+        "remotes/test_icloud: a_lost_answer_is_looked_up_before_anything_is_sent_again",
+        "remotes/test_icloud: a_lost_answer_of_a_process_that_died",
+        "remotes/test_gdrive: an_answer_lost_after_the_create",
+        "remotes/test_gdrive: an_answer_lost_by_a_process_that_then_died",
+        "remotes/test_s3: a_lost_connection_is_survived_by_asking_again",
+        "remotes/test_webdav: a_lost_connection_at_any_step_is_survived_by_asking_again",
+        "remotes/test_folder: a_death_at_any_step_leaves_the_object_whole_or_absent",
+    ),
+    "drop in mid-body, up": (
+        "remotes/test_icloud: a_create_that_fails_on_the_way_is_temporary_and_then_whole",
+        "remotes/test_gdrive: an_upload_that_was_cut_off_goes_on_where_it_ended",
+        "remotes/test_s3: an_upload_that_breaks_in_the_middle",
+        "remotes/test_webdav: an_upload_that_breaks_in_the_middle",
+    ),
+    "drop in mid-body, down": (
+        "remotes/test_icloud: a_get_that_fails_is_temporary_and_never_wrong",
+        "remotes/test_gdrive: a_download_that_is_cut_off",
+        "remotes/test_s3: a_broken_download_is_worth_another_try",
+        "remotes/test_webdav: a_broken_download_is_worth_another_try",
+    ),
+    "a listing that is late or cut": (
+        "remotes/test_icloud: what_is_deleted_does_not_come_back_with_an_old_listing",
+        "remotes/test_icloud: a_taken_name_that_does_not_show_yet",
+        "remotes/test_gdrive: a_late_listing_is_no_rollback",
+        "remotes/test_gdrive: a_pack_that_no_query_shows_yet_is_worth_another_try",
+        "remotes/test_s3: a_cut_listing_is_not_a_short_one",
+        "remotes/test_webdav: a_cut_listing_is_not_a_short_one",
+    ),
+    "duplicate names": (
+        "remotes/test_icloud: of_several_files_of_one_name_the_oldest_counts",
+        "remotes/test_icloud: folders_of_one_name_count_as_one",
+        "remotes/test_gdrive: of_two_packs_with_one_name_every_device_takes_the_oldest",
+        "remotes/test_gdrive: a_commit_beside_the_registered_one_does_not_count",
+    ),
+    "an expired link or session": (
+        "remotes/test_icloud: an_expired_link_is_replaced_once",
+        "remotes/test_gdrive: a_session_that_drive_has_forgotten_begins_anew",
+    ),
+    "a token that ends in mid-upload": (
+        "remotes/test_icloud: tokens_that_end_in_mid_upload_are_renewed",
+        "remotes/test_gdrive: a_token_that_ends_in_the_middle_of_an_upload",
+        "remotes/test_s3: new_keys_are_noticed_after_a_while",
+        "remotes/test_webdav: a_login_that_comes_later_is_used_at_once",
+    ),
+    "trust or a grant that ends in mid-upload": (
+        "remotes/test_icloud: trust_that_ends_in_mid_upload_loses_nothing",
+        "remotes/test_gdrive: a_login_that_google_ended_is_asked_for_in_words_and_taken_up_again",
+    ),
+    "no room": (
+        "remotes/test_icloud: a_full_quota_is_told_and_ends_when_there_is_room",
+        "remotes/test_gdrive: a_full_drive_keeps_what_is_there",
+        "remotes/test_folder: a_full_disk_says_so_keeps_the_rest_and_goes_on_when_there_is_room",
+    ),
+    "a clock that is wrong": (
+        "remotes/test_gdrive: how_long_to_wait",
+        "remotes/test_webdav: how_long_to_wait_is_passed_on",
+        "remotes/test_s3: an_answer_that_is_no_success",
+    ),
+    "accepted and forgotten": (
+        "remotes/test_icloud: an_object_that_is_accepted_and_forgotten_is_not_there",
+        "remotes/test_gdrive: a_drive_that_accepts_and_forgets_is_found_out",
+        "remotes/test_s3: a_server_that_takes_and_forgets_is_not_believed",
+        "remotes/test_webdav: a_server_that_takes_and_forgets_is_not_believed",
+        "remotes/test_wrappers: what_was_accepted_and_is_not_there_is_sent_again",
+    ),
+    "300 ms and 1% faults, a publish and a restore, on all four": (
+        "sync/test_clouds: an_export_goes_up_and_comes_back_identical",
+    ),
+    "killed 50 times": (
+        "sync/test_clouds: after_fifty_deaths_the_vault_is_valid_and_holds_every_byte",
+        "sync/test_kill_points: after_fifty_deaths_the_vault_is_valid_and_holds_every_byte",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", ELSEWHERE)
+def test_the_tests_of_the_other_faults_are_there(fault: str) -> None:
+    for test in ELSEWHERE[fault]:
+        file, name = test.split(": ")
+        source = (Path(__file__).parents[1] / f"{file}.py").read_text()
+        assert f"def test_{name}(" in source, test
