@@ -23,6 +23,7 @@ from cryptfs.remote.stack import Stack
 from cryptfs.remote.verifying import Verify, VerifyingRemote
 from tests.remotes.faulty import FaultyRemote
 from tests.remotes.memory import MemoryRemote, StreamingRemote
+from tests.remotes.shared import Place
 
 pytest_plugins = ["tests.remotes.gdrive_fixtures"]
 
@@ -36,7 +37,10 @@ WRAPPERS: dict[str, Callable[[Remote], Remote]] = {
     "stack": Stack,
 }
 
-KINDS = ["memory", "streaming", "folder", "folder without links", "folder with claims", *WRAPPERS]
+KINDS = [
+    "memory", "streaming", "shared", "folder", "folder without links", "folder with claims",
+    *WRAPPERS,
+]  # fmt: skip
 SERVED = {
     "s3": "s3",
     "webdav wsgidav": "webdav_wsgidav",
@@ -65,6 +69,8 @@ def remote(
         return served
     if kind in ("memory", "streaming"):
         return MemoryRemote() if kind == "memory" else StreamingRemote()
+    if kind == "shared":
+        return Place(late_calls=10).window()
     if kind in WRAPPERS:
         return WRAPPERS[kind](MemoryRemote())
     if kind != "folder":
