@@ -90,6 +90,21 @@ class State(StrEnum):
     read-only, other devices are always first, or its line of epochs was put back."""
 
 
+def state_of(problem: CryptfsError | None) -> State:
+    """What a mount is in that has this problem and does nothing."""
+    match problem:
+        case None:
+            return State.IDLE
+        case Metered():
+            return State.PAUSED
+        case VaultUnreachable():
+            return State.OFFLINE
+        case LoginNeeded():
+            return State.LOGIN_NEEDED
+        case _:
+            return State.REFUSED
+
+
 class PublishPolicy:
     """``watch`` looks at other devices; ``publish`` publishes on top of what they did, and is
     ``publisher.publish`` where there are none.
@@ -146,17 +161,7 @@ class PublishPolicy:
             return State.UPLOADING
         if self._paused:
             return State.PAUSED
-        match self.problem:
-            case None:
-                return State.IDLE
-            case Metered():
-                return State.PAUSED
-            case VaultUnreachable():
-                return State.OFFLINE
-            case LoginNeeded():
-                return State.LOGIN_NEEDED
-            case _:
-                return State.REFUSED
+        return state_of(self.problem)
 
     def pause(self) -> None:
         """Publishes nothing by itself any more; an upload under way ends where it is."""
