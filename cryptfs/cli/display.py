@@ -22,6 +22,10 @@ OnProgress: TypeAlias = Callable[[int, int], None]
 """Told how many bytes are done, of how many."""
 
 
+_SKEW_SECONDS: Final = 600
+"""So much may the clocks of two devices differ without a word."""
+
+
 def say(text: str) -> None:
     """Tells a person something that is not the result: on standard error."""
     click.echo(text, err=True)
@@ -65,7 +69,9 @@ def format_age(then: str, now: float | None = None) -> str:
         if seconds >= size:
             count = seconds // size
             return f"{text} ({count} {unit}{'s' if count > 1 else ''} ago)"
-    return f"{text} (now)" if seconds >= 0 else text
+    if seconds >= -_SKEW_SECONDS:
+        return f"{text} (now)" if seconds >= 0 else text
+    return f"{text} (still to come: a clock is wrong)"
 
 
 def format_duration(seconds: int) -> str:

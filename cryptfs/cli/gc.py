@@ -35,8 +35,9 @@ def gc(
 ) -> None:
     """Give back the room of what no file and no restore point needs.
 
-    A mount does this by itself, about once a day. What died stays in the vault for another 14
-    days, so that a device that was away finds everything that it knows of.
+    A mount does this by itself, about once a day. What no file needs any more stays in the vault
+    for another 14 days, so that a device that was away finds everything that its files need. Of
+    the time between two clean-ups at most 3 days count.
     """
     if as_json and not (dry_run or yes):
         raise UsageError("--json asks nobody; add --yes to clean up, or --dry-run to look")
@@ -105,7 +106,7 @@ def plan_lines(plan: Message) -> list[str]:
     if plan["repack_packs"]:
         lines.append(f"Pack what is needed of {packs('repack')} anew.")
     if plan["condemn_packs"]:
-        lines.append(f"Set {packs('condemn')} aside for {GRACE_DAYS} days: nothing needs them.")
+        lines.append(f"Set {packs('condemn')} aside for {GRACE_DAYS} days: no file needs them.")
     if plan["drop_packs"]:
         lines.append(f"Take {packs('drop')} out of the vault and delete them.")
     if plan["delete_objects"]:

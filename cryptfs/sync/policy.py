@@ -35,7 +35,7 @@ from cryptfs.errors import (
     TemporaryFailure,
     VaultUnreachable,
 )
-from cryptfs.store.database import Database
+from cryptfs.store.database import Database, StateDamaged
 from cryptfs.store.progress import Progress
 from cryptfs.sync.publish import Publisher, Upload, UploadPaused
 from cryptfs.sync.watch import Watch
@@ -199,7 +199,9 @@ class PublishPolicy:
     # -- by itself -----------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Publishes until cancelled. What fails is logged and tried again."""
+        """Publishes until cancelled. What fails is logged and tried again; damage of the local
+        state is raised.
+        """
         self._start_over()
         while True:
             with trio.move_on_after(LOOK_SECONDS):
@@ -224,6 +226,8 @@ class PublishPolicy:
         except UploadPaused:
             log.info("the upload is paused")
             self._retry_at = trio.current_time()  # when it may go on, it does so at once
+        except StateDamaged:
+            raise  # trying again does not help: only a new start reads the state as a whole
         except CryptfsError as error:
             if str(error) != str(before):
                 level = logging.ERROR if isinstance(error, RollbackError) else logging.WARNING
@@ -253,6 +257,8 @@ class PublishPolicy:
                     nursery.start_soon(self._stop_when_metered)
                     await house.run()
                     nursery.cancel_scope.cancel()
+            except StateDamaged:
+                raise
             except CryptfsError as error:
                 log.warning("not cleaned up, tried again later: %s", error)
 
