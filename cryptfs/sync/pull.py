@@ -40,7 +40,7 @@ from cryptfs.format.names import (
     parse_name,
 )
 from cryptfs.format.rows import RowBatch
-from cryptfs.ids import ObjectKind
+from cryptfs.ids import ROOT_INODE, ObjectKind
 from cryptfs.remote.base import Remote
 from cryptfs.store.database import Database
 from cryptfs.store.exchange import apply_checkpoint, apply_commit
@@ -173,6 +173,7 @@ class Puller:
                     self._clear()
                     async for batch in self._batches(envelope, first, ObjectKind.CHECKPOINT):
                         apply_checkpoint(self._database, batch)
+                    self._require_root()
                     self._require_same_line(known, epoch)
             except RollbackError:
                 raise
@@ -202,6 +203,11 @@ class Puller:
             self._database.execute(f"DELETE FROM {table}_past")  # what the triggers made as well
         for table in (*PLACE_TABLES, "epoch"):
             self._database.execute(f"DELETE FROM {table}")
+
+    def _require_root(self) -> None:
+        """Raises IntegrityError for a tree that nobody could enter."""
+        if self._database.value("SELECT 1 FROM inode WHERE id = ?", (ROOT_INODE,)) is None:
+            raise IntegrityError("the rows have no root folder")
 
     def _digests(self) -> dict[int, bytes]:
         return {epoch.number: epoch.digest for epoch in self._progress.epochs()}
@@ -256,6 +262,7 @@ class Puller:
                 self._clear()
             async for batch in self._batches(envelope, first, ObjectKind.COMMIT):
                 apply_commit(self._database, batch, epoch)
+            self._require_root()
         self._progress.note_epoch(epoch, envelope.time_ns, envelope.device, object_digest(data))
         self._progress.set_dedup(envelope.dedup)
 
