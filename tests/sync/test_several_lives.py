@@ -144,6 +144,52 @@ async def test_a_loser_that_published_on_top_of_its_lost_epoch(tmp_path: Path) -
         assert [seen[f"more {number}"] for number in range(3)] == [b"0", b"1", b"2"]
 
 
+async def test_a_file_of_the_losers_epoch_went_into_a_new_folder(tmp_path: Path) -> None:
+    """The third device moved it there and changed it, and the loser changed it too."""
+    async with fleet_with(tmp_path, nothing, Place(atomic_create=False)) as fleet:
+        winner, loser = await a_tie(fleet)
+        third = fleet.members[2]
+        fleet.place.show(made_by=loser.window, to=third.window)
+        await third.follow()
+        name = loser.name.encode()
+        changes = all_of(folder(b"f"), moving(name, b"f/moved"), writing(b"f/moved", b"by third"))
+        await changes(third.vault)
+        await third.settle()
+        see_everything(fleet)
+        await loser.follow()
+        await writing(name, b"by the loser")(loser.vault)
+        await loser.publish()
+        await third.publish()
+        await winner.follow()
+        seen = await tree(winner)
+        assert (seen[loser.name], seen["f/moved"]) == (b"by the loser", b"by third")
+
+
+async def test_what_lies_behind_a_gap_is_on_no_line(tmp_path: Path) -> None:
+    """The loser took away its epochs; the third device, which had built on them, is away."""
+    async with fleet_with(tmp_path, nothing, Place(atomic_create=False)) as fleet:
+        winner, loser = await a_tie(fleet)
+        third = fleet.members[2]
+        fleet.place.show(made_by=loser.window, to=third.window)
+        await loser.publish()
+        await write_file(loser.vault, b"second", b"2")
+        await loser.publish()
+        fleet.place.show(made_by=loser.window, to=third.window)
+        await third.follow()
+        await write_file(third.vault, b"third", b"3")
+        await third.publish()
+        see_everything(fleet)
+        await loser.follow()
+        commits = [info.name for info in await winner.window.list("commits/")]
+        assert len(commits) == 3, "one above a gap is the third's"
+        await winner.follow()
+        await write_file(winner.vault, b"and on", b"4")
+        await winner.publish()
+        await fleet.converge()
+        seen = await tree(winner)
+        assert [seen[name] for name in ("second", "third", "and on")] == [b"2", b"3", b"4"]
+
+
 async def test_a_new_device_comes_while_two_epochs_have_one_number(tmp_path: Path) -> None:
     async with fleet_with(tmp_path, nothing, Place(atomic_create=False)) as fleet:
         winner, loser = await a_tie(fleet)
