@@ -13,6 +13,8 @@ from typing import Any, Final, TypeAlias
 
 import click
 
+_CLOCKS_DIFFER_SECONDS: Final = 60
+
 _UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 OnProgress: TypeAlias = Callable[[int, int], None]
@@ -54,7 +56,9 @@ def format_size(size_bytes: int) -> str:
 
 
 def format_age(then: str, now: float | None = None) -> str:
-    """``2024-05-01 14:30 (3 minutes ago)``, in local time, from ISO 8601."""
+    """``2024-05-01 14:30 (3 minutes ago)``, in local time, from ISO 8601. A time to come is what
+    a wrong clock said, here or elsewhere, and is shown as it is.
+    """
     moment = datetime.fromisoformat(then).astimezone()
     seconds = int((time.time() if now is None else now) - moment.timestamp())
     text = moment.strftime("%Y-%m-%d %H:%M")
@@ -62,7 +66,8 @@ def format_age(then: str, now: float | None = None) -> str:
         if seconds >= size:
             count = seconds // size
             return f"{text} ({count} {unit}{'s' if count > 1 else ''} ago)"
-    return f"{text} (now)" if seconds >= 0 else text
+    # Clocks of two machines are never quite the same.
+    return f"{text} (now)" if seconds > -_CLOCKS_DIFFER_SECONDS else f"{text} (in the future)"
 
 
 def format_duration(seconds: int) -> str:

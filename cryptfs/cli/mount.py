@@ -66,7 +66,7 @@ _LARGE_LOG: Final = 1 << 20
     help="Keep up to SIZE of what is downloaded here (500M, 10G). Default: a tenth of the free "
     "disk, at most 10G.",
 )
-@click.option("--device-name", metavar="NAME", help="This device's name in the log.")
+@click.option("--device-name", metavar="NAME", help="What this device is called from now on.")
 @click.option("--json", "as_json", is_flag=True, help="Print the status of the mount as JSON.")
 def mount(
     vault: str,
@@ -130,6 +130,7 @@ def mount(
         limit_down=limits.down or None,
         allow_metered=allow_metered,
         cache_bytes=cache_bytes,
+        chosen_name=around.chosen_name,
     )
     state = StateFolder(around.state_root, unlocked.keys.vault_id)
     _remember(state, remote.url, unlocked)

@@ -8,7 +8,7 @@ statement can forget to. A row made and unmade inside one epoch leaves no trace.
 Place tables (chunk, pack) say where bytes lie. That is no history: ``since`` only.
 
 Local tables (spooled, journal, orphan, progress, publication, confirmed, condemned, place_gone,
-dead_object, last_done) never leave this device.
+dead_object, last_done, myself) never leave this device.
 """
 
 from __future__ import annotations
@@ -205,6 +205,12 @@ CREATE TABLE IF NOT EXISTS dead_object (
 CREATE TABLE IF NOT EXISTS last_done (
     what    TEXT PRIMARY KEY,
     time_ns INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- What this device knows of itself (store/myself.py).
+CREATE TABLE IF NOT EXISTS myself (
+    what  TEXT PRIMARY KEY,
+    value NOT NULL
 ) WITHOUT ROWID;
 """
 

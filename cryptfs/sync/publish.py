@@ -112,7 +112,7 @@ class Publisher:
         remote: Remote,
         keys: VaultKeys,
         *,
-        device_name: str,
+        device_name: Callable[[], str],
         state_key: bytes,
         clock_ns: ClockNs,
         random_bytes: RandomBytes,
@@ -134,6 +134,8 @@ class Publisher:
         self._seen: set[bytes] = set()  # confirmed objects that this process saw on the remote
         self._newest_checkpoint = 0  # that we know of
         self.under_way: Upload | None = None
+        self.before_closing: Callable[[], None] = lambda: None
+        """Called at the instant that closes an epoch: what it changes is part of that."""
 
     @property
     def is_busy(self) -> bool:
@@ -198,7 +200,8 @@ class Publisher:
         def close_epoch() -> None:
             if at_the_instant is not None:
                 at_the_instant()
-            self._progress.name_device(self._progress.device, self._device_name)
+            self.before_closing()
+            self._progress.name_device(self._progress.device, self._device_name())
             self._progress.close_epoch(self._clock_ns())
 
         await self._settler.settle_all(close_epoch)
@@ -308,7 +311,7 @@ class Publisher:
             epoch=publication.epoch,
             time_ns=publication.time_ns,
             device=self._progress.device,
-            device_name=self._device_name,
+            device_name=self._device_name(),
             parent=parent,
             dedup=self._progress.dedup,
         )

@@ -80,6 +80,7 @@ class Puller:
         self._progress = progress
         self._remote = remote
         self._keys = keys
+        self._met_own_number = False
 
     async def pull(self, *, accept_rollback: bool = False) -> Pulled:
         """Brings this device to the remote's head. The caller commits and syncs.
@@ -109,6 +110,11 @@ class Puller:
                 await self._compare_head(head)
         await self._apply_all(range(start + 1, head + 1))
         return Pulled(head, head - seen)
+
+    def take_met_own_number(self) -> bool:
+        """Returns, once, whether an epoch came that another published under our number."""
+        met, self._met_own_number = self._met_own_number, False
+        return met
 
     async def _refuse_rollback(self, head: int, seen: int) -> bool:
         """Returns whether the commits that this device needs were cleaned up behind a checkpoint.
@@ -257,6 +263,7 @@ class Puller:
             async for batch in self._batches(envelope, first, ObjectKind.COMMIT):
                 apply_commit(self._database, batch, epoch)
         self._progress.note_epoch(epoch, envelope.time_ns, envelope.device, object_digest(data))
+        self._met_own_number = self._met_own_number or envelope.device == self._progress.device
         self._progress.set_dedup(envelope.dedup)
 
     async def _batches(

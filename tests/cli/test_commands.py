@@ -50,6 +50,7 @@ def test_all_commands_are_there() -> None:
     assert {" ".join(words) for words in COMMANDS} == {
         "init", "mount", "umount", "sync", "status", "log", "diff", "restore", "undelete", "keep",
         "forget", "policy", "check", "gc", "key show",
+        "devices list", "devices name", "devices forget", "conflicts list", "conflicts resolve",
         "key list", "key add-password", "key change-password", "key remove-password",
         "login icloud", "login gdrive", "login webdav", "remotes",
         "logout icloud", "logout gdrive", "logout webdav",
@@ -215,7 +216,8 @@ def test_sizes_and_times() -> None:
         ("2024-04-29T11:00:00Z", "2 days ago"),
     ):
         assert format_age(then, now).endswith(f"({age})")
-    assert "(" not in format_age("2024-05-01T12:00:09Z", now), "a clock that is ahead"
+    assert format_age("2024-05-01T12:00:09Z", now).endswith("(now)"), "a clock that is ahead"
+    assert format_age("2051-05-01T12:00:00Z", now).endswith("(in the future)")
     assert printable("a\x1b[31m") == r"'a\x1b[31m'"
 
 
