@@ -11,7 +11,7 @@ from cryptfs.cli.display import count, format_age, printable, say, show_json, sh
 from cryptfs.cli.examples import examples
 from cryptfs.cli.listing import ListingGroup
 from cryptfs.cli.opening import ask_vault
-from cryptfs.cli.places import the_mounted
+from cryptfs.cli.places import device_name, the_mounted
 from cryptfs.control import Message, format_time
 from cryptfs.errors import CryptfsError, UsageError
 from cryptfs.upkeep.devices import UNSEEN_DAYS
@@ -81,6 +81,7 @@ def name_device(place: str, name: str, secret: SecretSource, as_json: bool) -> N
 
     Only the device itself can be named: others learn of it with what it publishes next.
     """
+    device_name(name)  # refused before anybody types a password
     answer = ask_vault(place, secret, {"do": "name device", "name": name}, changes=True)
     if as_json:
         show_json(device_json(answer))

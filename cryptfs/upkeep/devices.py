@@ -144,10 +144,6 @@ class Devices:
         self._rows.let_go(found.number, self._progress.published_epoch)
         return found
 
-    def is_forgotten(self) -> bool:
-        """Whether somebody let this device go since it published last."""
-        return self._rows.is_gone(self._progress.device)
-
     # -- acknowledging ---------------------------------------------------------------------
 
     def note_condemned(self) -> None:
