@@ -43,6 +43,7 @@ async def test_a_copy_takes_a_number_of_its_own(desk: Device, tmp_path: Path) ->
     async with laptop.opened(background=False) as vault:
         (notice,) = vault.notices
         assert "this device's local state was copied" in notice
+        assert "cryptfs devices forget VAULT " in notice
         number = vault.view.progress.device
         assert await read_file(vault, b"mine") == noise(300_000, b"mine")
         assert await write_file(vault, b"new", b"text") >> DEVICE_SHIFT == number
@@ -85,6 +86,7 @@ async def test_what_waits_for_upload_is_in_packs_of_its_own(
             vault._known_files()
         ), "nothing else is left in the spool"
         assert vault.view.progress.publication() is None
+        assert vault.devices.acknowledged() == 1, "the original has seen no more, for sure"
         assert await read_file(vault, b"mine") == noise(300_000, b"mine")
         # The copy comes first, and the original has nothing to fear from it.
         assert await vault.publisher.publish() == 2

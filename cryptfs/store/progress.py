@@ -220,18 +220,27 @@ class Progress:
             return
         closed, later = publication.epoch, publication.epoch + 1
         change = self._database.execute
-        for table in TREE_TABLES:
-            # Versions that were current in the closed epoch only are nobody's past.
-            change(f"DELETE FROM {table}_past WHERE since = ?", (closed,))
-            change(f"UPDATE {table}_past SET until = ? WHERE until = ?", (closed, later))
+        for table in (*TREE_TABLES, *PLACE_TABLES):
+            if self._has_past(table):
+                # Versions that were current in the closed epoch only are nobody's past.
+                change(f"DELETE FROM {table}_past WHERE since = ?", (closed,))
+                change(f"UPDATE {table}_past SET until = ? WHERE until = ?", (closed, later))
             change(f"UPDATE {table} SET since = ? WHERE since = ?", (closed, later))
-        for table in PLACE_TABLES:
-            change(f"UPDATE {table} SET since = ? WHERE since = ?", (closed, later))
+        # The row that closing wrote: what it says must not be published under another number.
+        change(
+            "UPDATE device SET since = coalesce((SELECT max(epoch.number) FROM epoch "
+            "WHERE epoch.device = device.number), 1) WHERE since = ?",
+            (closed,),
+        )
         for table in ("place_gone", "dead_object", "condemned"):
             change(f"UPDATE {table} SET epoch = ? WHERE epoch = ?", (closed, later))
         for table in ("publication", "publication_part", "confirmed"):
             change(f"DELETE FROM {table}")
         self._set_open(closed)
+
+    def _has_past(self, table: str) -> bool:
+        twin = "SELECT 1 FROM sqlite_schema WHERE name = ?"
+        return self._database.value(twin, (f"{table}_past",)) is not None
 
     def set_device(self, device: int) -> None:
         """Gives this device another number. Ids that it gave out under the old one stay valid:

@@ -57,7 +57,8 @@ class Identity:
             self._progress.reopen_epoch()
             self.become_new_device(
                 "this device's local state was copied, or came from a backup, and the original "
-                "may still be in use"
+                "may still be in use",
+                others_go_on=True,
             )
 
     def require_own_number(self, *, met_own_number: bool = False) -> None:
@@ -67,17 +68,21 @@ class Identity:
         if met_own_number:
             self.become_new_device(
                 "another device publishes under the number of this one, whose local state was "
-                "copied or put back from a backup"
+                "copied or put back from a backup",
+                others_go_on=True,
             )
         elif self._rows.is_gone(self._progress.device):
             self.become_new_device("somebody let this device go, because it was away for long")
 
-    def become_new_device(self, why: str) -> None:
-        """Takes a number that no device of the vault has, and says why; the caller settles."""
+    def become_new_device(self, why: str, *, others_go_on: bool = False) -> None:
+        """Takes a number that no device of the vault has, and says why; the caller settles.
+        ``others_go_on``: the number so far may be in use.
+        """
         progress = self._progress
         old = progress.device
         while progress.device == old or progress.is_known_device(progress.device):
             progress.set_device(random_device(self._random_bytes))
-        self._tell(
-            f"{why}; it goes on as device {progress.device}, no longer {old}. Nothing was lost"
-        )
+        text = f"{why}; it goes on as device {progress.device}, no longer {old}. Nothing was lost"
+        if others_go_on:
+            text += f". If nobody is {old} any more, let it go: cryptfs devices forget VAULT {old}"
+        self._tell(text)

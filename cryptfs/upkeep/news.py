@@ -76,25 +76,23 @@ class News:
             one = by_epoch[epoch] = by_device.setdefault(device, Doings(device, name))
             one.epochs += 1
             one.time_ns = time_ns
-        for epoch, count in self._counts(_CHANGED, looked):
-            if epoch in by_epoch:
-                by_epoch[epoch].changed += count
-        for epoch, count in self._counts(_REMOVED, looked):
-            if epoch in by_epoch:
-                by_epoch[epoch].removed += count
+        if by_epoch:  # else most of what changed is this device's own, and may be much
+            for epoch, count in self._database.rows(_CHANGED, (min(by_epoch),)):
+                if epoch in by_epoch:
+                    by_epoch[epoch].changed += count
+            for epoch, count in self._database.rows(_REMOVED, (min(by_epoch),)):
+                if epoch in by_epoch:
+                    by_epoch[epoch].removed += count
         return [by_device[device] for device in sorted(by_device)]
-
-    def _counts(self, sql: str, looked: int) -> list[tuple[int, int]]:
-        return [(row[0], row[1]) for row in self._database.rows(sql, (looked,))]
 
 
 # 61440 is S_IFMT, 16384 S_IFDIR.
 _CHANGED: Final = (
-    "SELECT since, count(*) FROM inode WHERE since > ? AND mode & 61440 <> 16384 AND nlink > 0 "
+    "SELECT since, count(*) FROM inode WHERE since >= ? AND mode & 61440 <> 16384 AND nlink > 0 "
     "GROUP BY since"
 )
 _REMOVED: Final = (
-    "SELECT until, count(*) FROM inode_past AS past WHERE until > ? AND mode & 61440 <> 16384 "
+    "SELECT until, count(*) FROM inode_past AS past WHERE until >= ? AND mode & 61440 <> 16384 "
     "AND nlink > 0 AND NOT EXISTS (SELECT 1 FROM inode WHERE id = past.id AND nlink > 0) "
     "AND NOT EXISTS (SELECT 1 FROM inode_past AS newer WHERE newer.id = past.id "
     "AND newer.since = past.until AND newer.nlink > 0) GROUP BY until"

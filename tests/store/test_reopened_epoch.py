@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryptfs.store.database import Database
@@ -45,6 +45,7 @@ def state(folder: Path, work: Callable[[Progress, Tree], None]) -> dict[str, lis
         progress = Progress(database)
         tree = Tree(database, progress)
         tree.add_root(0, 0, 5)
+        progress.name_device(3, "desk")
         do(tree, [(name, b"first") for name in NAMES[:2]])
         progress.note_epoch(1, 5, 3, NO_DIGEST)
         work(progress, tree)
@@ -56,11 +57,11 @@ def state(folder: Path, work: Callable[[Progress, Tree], None]) -> dict[str, lis
         database.close()
 
 
+@settings(max_examples=40)
 @given(STEPS, STEPS)
 def test_it_is_as_if_it_had_never_been_closed(before: list[Step], after: list[Step]) -> None:
     def in_one(progress: Progress, tree: Tree) -> None:
         do(tree, before)
-        progress.name_device(3, "desk")
         do(tree, after)
 
     def closed_between(progress: Progress, tree: Tree) -> None:
