@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ import trio
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.recovery_key import RecoveryKey
 from cryptfs.errors import (
+    EpochTaken,
     LoginNeeded,
     OutOfSpace,
     RollbackError,
@@ -44,9 +45,11 @@ from cryptfs.store.spool import Spool, spool_file
 from cryptfs.store.state import StateFolder, write_atomically
 from cryptfs.store.tree import Tree
 from cryptfs.sync.cache import PackCache
+from cryptfs.sync.follow import Follower
 from cryptfs.sync.packs import Packs
 from cryptfs.sync.publish import Publisher
 from cryptfs.sync.pull import Puller
+from cryptfs.sync.replay import Followed, Replay
 from cryptfs.unlock import SlotRequest, Unlocked, keep_header, new_slot
 from cryptfs.upkeep.conflict_requests import CONFLICT_REQUESTS, answer_about_conflicts
 from cryptfs.upkeep.device_requests import DEVICE_REQUESTS, answer_about_devices
@@ -198,6 +201,12 @@ class Vault:
             clock_ns=around.clock_ns, random_bytes=around.random_bytes,
         )  # fmt: skip
         self.puller = Puller(view.database, view.progress, view.remote, view.keys)
+        self._open_files = _OpenFiles(open_counts)
+        self.follower = Follower(
+            view.database, view.progress, view.content, self.settler, self.publisher,
+            self.puller, self._new_replay, stranded=lambda: files.stranded,
+            random_bytes=around.random_bytes,
+        )  # fmt: skip
         self.points = Points(view.database, view.tree, view.progress)
         self.devices = Devices(
             view.database, view.tree, view.progress, self.publisher,
@@ -249,33 +258,63 @@ class Vault:
         names += [name for name, _, _ in self.view.progress.parts()]
         return [spool_file(self._spool.folder, name).name for name in names]
 
-    async def pull(self, *, accept_rollback: bool = False) -> None:
+    def _new_replay(self) -> Replay:
+        view = self.view
+        return Replay(
+            view.database, view.progress, view.tree, self._open_files,
+            device_name=self.identity.name, clock_ns=self._clock_ns,
+        )  # fmt: skip
+
+    async def pull(self, *, accept_rollback: bool = False, is_new: bool = False) -> None:
         """Brings what others published; goes on with what is here if the remote is away."""
         try:
-            pulled = await self.puller.pull(accept_rollback=accept_rollback)
+            followed = await self.follower.follow(mounted=False, accept_rollback=accept_rollback)
         except (VaultUnreachable, LoginNeeded) as error:
             if not self.view.progress.published_epoch:
                 raise
             self.notices.append(f"{error}; going on with what is on this device")
             return
+        self._tell_conflicts(followed)
+        if is_new:
+            self.puller.take_met_own_number()
+            self.identity.choose_number()
+        await self._require_own_number()
+
+    async def follow(self) -> Followed:
+        """Brings what others published while the vault is mounted."""
+        followed = await self.follower.follow(mounted=True)
+        self._tell_conflicts(followed)
+        await self._require_own_number()
+        return followed
+
+    async def _require_own_number(self) -> None:
+        before = self.view.progress.device
         self.identity.require_own_number(met_own_number=self.puller.take_met_own_number())
-        if pulled.diverged:
-            self.notices.append(
-                f"another device published up to epoch {pulled.head} while this one had changes "
-                "of its own: they are kept here and cannot be published yet"
+        if self.view.progress.device != before:
+            await self.settler.settle()
+
+    def _tell_conflicts(self, followed: Followed) -> None:
+        for conflict in followed.conflicts:
+            self.private_notices.append(
+                f"{_shown(conflict.path)} was changed here and on another device; what was "
+                f"changed here is kept as {_shown(conflict.copy)}"
             )
-        await self.settler.settle()
 
     def house_is_due(self) -> bool:
         """Whether there is something to do in idle time."""
         return self.devices.acknowledgement_is_due() or self.collector.is_due()
 
     async def keep_house(self) -> None:
-        """Does what is due in idle time. Raises what publishing raises."""
-        if self.devices.acknowledgement_is_due():
-            await self.devices.acknowledge()
-        if self.collector.is_due():
-            await self.collector.run_in_background()
+        """Does what is due in idle time of a mount. Raises what publishing raises; where another
+        device is first, what that published comes in, and the rest is due again later.
+        """
+        try:
+            if self.devices.acknowledgement_is_due():
+                await self.devices.acknowledge()
+            if self.collector.is_due():
+                await self.collector.run_in_background()
+        except EpochTaken:
+            await self.follow()
 
     def history(self, root_epoch: int | None = None) -> History:
         """Returns the past as a mount shows it; with an epoch it is the whole mount."""
@@ -323,6 +362,32 @@ class Vault:
         self._spool.close()
         self.view.database.close()
         self.view.state.unlock()
+
+
+class _OpenFiles:
+    """Nobody reads on from a file that was exchanged beneath them."""
+
+    def __init__(self, open_counts: dict[int, int]):
+        self._open_counts = open_counts
+
+    def held(self) -> Collection[int]:
+        return self._open_counts.keys()
+
+    def displace(self, row: int, other: int) -> None:
+        self._open_counts[other] = self._open_counts.pop(row)
+
+    def orphaned(self, row: int, parent: int, name: bytes) -> None:
+        """Not needed."""
+
+    def named(self, row: int) -> None:
+        """Not needed."""
+
+    def finish(self, changed: Iterable[int]) -> None:
+        """Not needed."""
+
+
+def _shown(path: bytes) -> str:
+    return ascii(os.fsdecode(path))[1:-1]
 
 
 # -- opening -------------------------------------------------------------------------------
@@ -390,10 +455,7 @@ async def _open_locked(
         vault = Vault(_view(remote, keys, state, database, around), spool, around, notices)
         vault.identity.note_machine(around.machine_of(state.database), keys.vault_id)
         await vault.recover()
-        await vault.pull(accept_rollback=only_look)
-        progress = vault.view.progress
-        while is_new and progress.is_known_device(progress.device):
-            progress.set_device(random_device(around.random_bytes))
+        await vault.pull(accept_rollback=only_look, is_new=is_new)
         vault.news.begin()
         await vault.settler.settle()
     except BaseException:

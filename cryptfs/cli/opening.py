@@ -54,7 +54,7 @@ async def _ask_unmounted(
         answer = await vault.answer(request)
         if changes:
             try:
-                await vault.publisher.publish()
+                await vault.follower.publish(mounted=False)
             except (VaultUnreachable, LoginNeeded) as error:
                 warn(f"{error}; it is noted here, and published with the next changes")
         return answer

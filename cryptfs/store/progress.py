@@ -8,7 +8,10 @@ from typing import Final
 
 from cryptfs.ids import first_id
 from cryptfs.store.database import Database
-from cryptfs.store.schema import PLACE_TABLES, SCHEMA_VERSION, TREE_TABLES
+from cryptfs.store.schema import SCHEMA_VERSION, STEPPED_BACK, TREE_TABLES
+
+MOST_STEPS_BACK: Final = 16
+"""So many of its newest epochs a device can take back, where another one was first after all."""
 
 _RESERVED_IDS: Final = 100_000
 
@@ -58,6 +61,15 @@ class Progress:
         self.dedup: bool = bool(row[5])
         self.compressed_saved = 0
         self.dedup_saved = 0
+
+    def reload(self) -> None:
+        """Reads again how far this device is, after a transaction was taken back."""
+        row = self._database.row(
+            "SELECT open_epoch, published_epoch, published_digest, dedup FROM progress"
+        )
+        assert row is not None
+        self.open_epoch, self.published_epoch, self.published_digest = row[:3]
+        self.dedup = bool(row[3])
 
     @staticmethod
     def create(database: Database, *, device: int, dedup: bool) -> None:
@@ -165,6 +177,17 @@ class Progress:
         """Remembers the very bytes that will be uploaded; the caller settles."""
         self._database.execute("UPDATE publication SET digest = ? WHERE epoch = ?", (digest, epoch))
         self._database.many("INSERT INTO publication_part VALUES (?, ?, ?)", parts)
+        self._database.execute("INSERT OR IGNORE INTO made_commit VALUES (?, ?)", (digest, epoch))
+        self._database.execute(
+            "DELETE FROM made_commit WHERE epoch < ?", (epoch - MOST_STEPS_BACK,)
+        )
+
+    def has_made(self, digest: bytes) -> bool:
+        """Whether this device built the commit of this digest, one of its newest."""
+        return (
+            self._database.value("SELECT 1 FROM made_commit WHERE digest = ?", (digest,))
+            is not None
+        )
 
     def parts(self) -> list[tuple[bytes, bytes, int]]:
         return [tuple(row) for row in self._database.rows("SELECT * FROM publication_part")]
@@ -182,6 +205,25 @@ class Progress:
         self._database.execute("DELETE FROM dead_object WHERE epoch >= ?", (epoch,))
         self._database.execute("UPDATE publication SET refused = 1 WHERE epoch = ?", (epoch,))
 
+    def rewind(self, epoch: int) -> None:
+        """Makes a published epoch the newest in here again, as ``store/rebase.py`` does with the
+        rows. What was on its way to the remote is no publication any more.
+        """
+        row = self._database.row("SELECT digest FROM epoch WHERE number = ?", (epoch,))
+        assert row is not None, "this device shares an epoch that it knows"
+        for table, column in (
+            ("epoch", "number"), ("condemned", "epoch"), ("dead_object", "epoch"),
+            ("place_gone", "epoch"), ("publication", "epoch"),
+        ):  # fmt: skip
+            self._database.execute(f"DELETE FROM {table} WHERE {column} > ?", (epoch,))
+        self._database.execute("DELETE FROM publication_part")
+        self.open_at(epoch + 1)
+        self.note_head(epoch, row[0])
+
+    def open_at(self, epoch: int) -> None:
+        """Has the rows that are written from now on belong to ``epoch``."""
+        self._set_open(epoch)
+
     def note_published(self, publication: Publication) -> None:
         """Records that the commit of ``publication`` is on the remote; the caller settles."""
         assert publication.digest is not None
@@ -189,6 +231,10 @@ class Progress:
         self._database.execute("DELETE FROM publication_part")
         self._database.execute("DELETE FROM confirmed")
         self._database.execute("DELETE FROM place_gone WHERE epoch <= ?", (publication.epoch,))
+        for table in STEPPED_BACK:
+            self._database.execute(
+                f"DELETE FROM {table}_past WHERE until <= ?", (publication.epoch - MOST_STEPS_BACK,)
+            )
         self.note_epoch(publication.epoch, publication.time_ns, self.device, publication.digest)
 
     def note_epoch(self, epoch: int, time_ns: int, device: int, digest: bytes) -> None:
@@ -219,28 +265,24 @@ class Progress:
         if publication is None:
             return
         closed, later = publication.epoch, publication.epoch + 1
+        self._set_open(closed)
         change = self._database.execute
-        for table in (*TREE_TABLES, *PLACE_TABLES):
-            if self._has_past(table):
-                # Versions that were current in the closed epoch only are nobody's past.
-                change(f"DELETE FROM {table}_past WHERE since = ?", (closed,))
-                change(f"UPDATE {table}_past SET until = ? WHERE until = ?", (closed, later))
+        for table in (*TREE_TABLES, *STEPPED_BACK):
+            # Versions that were current in the closed epoch only are nobody's past.
+            change(f"DELETE FROM {table}_past WHERE since = ?", (closed,))
+            change(f"UPDATE {table}_past SET until = ? WHERE until = ?", (closed, later))
             change(f"UPDATE {table} SET since = ? WHERE since = ?", (closed, later))
-        # The row that closing wrote: what it says must not be published under another number.
+        # Closing wrote the row of this device, which was not published so.
+        change("DELETE FROM device WHERE since = ?", (closed,))
         change(
-            "UPDATE device SET since = coalesce((SELECT max(epoch.number) FROM epoch "
-            "WHERE epoch.device = device.number), 1) WHERE since = ?",
+            "INSERT INTO device SELECT number, name, since FROM device_past WHERE until = ?",
             (closed,),
         )
+        change("DELETE FROM device_past WHERE until = ?", (closed,))
         for table in ("place_gone", "dead_object", "condemned"):
             change(f"UPDATE {table} SET epoch = ? WHERE epoch = ?", (closed, later))
         for table in ("publication", "publication_part", "confirmed"):
             change(f"DELETE FROM {table}")
-        self._set_open(closed)
-
-    def _has_past(self, table: str) -> bool:
-        twin = "SELECT 1 FROM sqlite_schema WHERE name = ?"
-        return self._database.value(twin, (f"{table}_past",)) is not None
 
     def set_device(self, device: int) -> None:
         """Gives this device another number. Ids that it gave out under the old one stay valid:

@@ -48,6 +48,11 @@ class Identity:
         """Calls the device so with its next epoch; the caller checked the name, and settles."""
         self._myself.put("name", name)
 
+    def choose_number(self) -> None:
+        """For a new device that made nothing yet: takes a number that nobody has."""
+        while self._progress.is_known_device(self._progress.device):
+            self._progress.set_device(random_device(self._random_bytes))
+
     def note_machine(self, machine: Machine, vault_id: bytes) -> None:
         """Makes this a device of its own if its state was copied; the caller settles. What waits
         for upload is then shared with the other (``upkeep/shared_packs.py``).
@@ -80,8 +85,9 @@ class Identity:
         """
         progress = self._progress
         old = progress.device
-        while progress.device == old or progress.is_known_device(progress.device):
+        while progress.device == old:
             progress.set_device(random_device(self._random_bytes))
+        self.choose_number()
         text = f"{why}; it goes on as device {progress.device}, no longer {old}. Nothing was lost"
         if others_go_on:
             text += f". If nobody is {old} any more, let it go: cryptfs devices forget VAULT {old}"

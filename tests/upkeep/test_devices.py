@@ -260,13 +260,44 @@ async def test_a_device_that_was_let_go_comes_back_as_another(
         assert [(one.number, one.name) for one in vault.devices.all()][1:] == [(number, "laptop")]
 
 
+async def test_one_that_begins_anew_cleans_up_as_well(
+    device: Device, laptop: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let go and overtaken by a clean-up, it takes all rows from a checkpoint; many are as it had
+    them, and they change again.
+    """
+    monkeypatch.setattr(publish_module, "CHECKPOINT_EVERY", 3)
+    await publish(device, b"stays")
+    await publish(device, b"goes")
+    await publish(laptop, b"mine")
+    await let_go(device, "laptop")
+    for number in range(9):
+        later(device, 7)
+        await publish(device, b"%d" % number)
+    await clean_up(device, Keeping())
+    assert commits(device)[0] > 4
+    async with laptop.opened(background=False) as vault:
+        assert await read_file(vault, b"mine") == noise(1000, b"mine")
+        for name in (b"goes", b"mine"):
+            await vault.fs.unlink(ROOT_INODE, name)
+        vault.fs.remove_orphans()
+        await vault.publisher.publish()
+    later(device, 1)
+    for _ in range(2):
+        await clean_up(laptop)
+        later(device, 2 * GRACE_DAYS)
+        await use(device)
+    async with device.opened(background=False) as vault:
+        assert await read_file(vault, b"stays") == noise(1000, b"stays")
+
+
 async def test_one_that_publishes_all_the_same_counts_again(device: Device, laptop: Device) -> None:
     """An older program knows nothing of being let go."""
     await use(laptop)
     async with laptop.opened(background=False) as old:
         number = old.view.progress.device
         await let_go(device, "laptop")
-        await old.puller.pull()
+        await old.follower.follow(mounted=False)
         await write_file(old, b"mine", b"text")
         await old.publisher.publish()
     async with device.opened(background=False) as vault:
