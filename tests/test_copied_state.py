@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cryptfs.ids import DEVICE_SHIFT
+from cryptfs.ids import DEVICE_SHIFT, ROOT_INODE
 from cryptfs.store.myself import Machine
-from tests.device import Camera, Device, check_objects, noise, read_file, write_file
+from tests.device import Camera, Device, check_objects, look, noise, read_file, write_file
 
 
 def at(device: Device, host: str) -> Device:
@@ -119,6 +119,42 @@ async def test_the_original_goes_on_filling_a_pack_that_the_copy_has_too(
 
 def _bytes(device: Device, name: str) -> bytes:
     return (device.remote_folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+async def test_both_publish_what_both_had(desk: Device, tmp_path: Path, is_closed: bool) -> None:
+    """Equal content is one, and what either of them did later is there as well."""
+    await unpublished(desk)
+    async with desk.opened(background=False) as vault:
+        if is_closed:
+            publication = await vault.publisher._close_epoch(lambda: None)
+            assert publication is not None
+            await vault.publisher._build(publication)
+            await vault.settler.settle()
+    laptop = copied(desk, tmp_path / "laptop")
+    for machine, name in ((desk, b"of the desk"), (laptop, b"of the laptop")):
+        async with machine.opened(background=False) as vault:
+            await write_file(vault, name, noise(1000, name))
+            found = vault.fs.lookup(ROOT_INODE, b"mine")
+            assert found is not None
+            await vault.fs.write(found.id, 0, b"changed by " + name)
+    for machine in (desk, laptop, desk):
+        async with machine.opened(background=False) as vault:
+            await vault.follower.publish(mounted=False)
+    seen = []
+    for machine in (desk, laptop, desk.second(tmp_path / "new")):
+        async with machine.opened(background=False) as vault:
+            seen.append(await look(vault))
+            check_objects(vault, machine)
+            assert len(vault.conflicts.open()) == 1
+            (one,) = vault.conflicts.open()
+            contents = [await read_file(vault, side.path) for side in (one.original, one.copy)]
+            assert sorted(content[:17] for content in contents) == [
+                b"changed by of the", b"changed by of the",
+            ]  # fmt: skip
+            assert contents[0] != contents[1]
+    assert seen[0] == seen[1] == seen[2]
+    assert len(seen[0]) == 1 + 2 + 2
 
 
 async def test_dying_while_it_takes_packs_of_its_own(

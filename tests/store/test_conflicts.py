@@ -8,7 +8,7 @@ from cryptfs.ids import ROOT_INODE
 from cryptfs.store.conflicts import ConflictRecord, put_conflict
 from cryptfs.upkeep.conflict_requests import conflict_text
 from cryptfs.vault import Vault
-from tests.device import Device, make_folder, noise, write_file
+from tests.device import Device, find, make_folder, noise, write_file
 
 RECORD_NS = 1_700_000_000 * 10**9
 
@@ -40,6 +40,27 @@ async def test_it_is_open_on_every_device(device: Device) -> None:
         await vault.fs.write(one.copy.inode.id, 0, b"M")
         await vault.settler.settle()
         assert not vault.conflicts.open()[0].copy.is_published
+
+
+async def test_two_devices_that_changed_one_file(device: Device) -> None:
+    async with device.opened() as vault:
+        await write_file(vault, b"letter", b"as it was")
+        await vault.publisher.publish()
+    laptop = device.second(device.folder / "laptop")
+    async with device.opened() as theirs, laptop.opened() as mine:
+        for vault in (theirs, mine):
+            await vault.fs.write(find(vault, b"letter").id, 0, vault.identity.name.encode())
+        await theirs.publisher.publish()
+        await mine.follower.publish()
+        await theirs.follow()
+        for vault in (theirs, mine):
+            (one,) = vault.conflicts.open()
+            assert (one.device, one.original.path) == ("laptop", b"letter")
+            assert one.copy.path.startswith(b"letter (conflict, laptop, ")
+            (sentence,) = vault.news.new_conflicts()
+            assert sentence.startswith("letter was changed on two devices at once")
+            vault.news.note_looked()
+            assert vault.news.new_conflicts() == []
 
 
 async def test_files_are_found_where_they_are_now(device: Device) -> None:
