@@ -51,7 +51,11 @@ from cryptfs.sync.publish import Publisher
 from cryptfs.sync.pull import Puller
 from cryptfs.sync.replay import Followed, Replay
 from cryptfs.unlock import SlotRequest, Unlocked, keep_header, new_slot
-from cryptfs.upkeep.conflict_requests import CONFLICT_REQUESTS, answer_about_conflicts
+from cryptfs.upkeep.conflict_requests import (
+    CONFLICT_REQUESTS,
+    answer_about_conflicts,
+    conflict_text,
+)
 from cryptfs.upkeep.device_requests import DEVICE_REQUESTS, answer_about_devices
 from cryptfs.upkeep.devices import Devices
 from cryptfs.upkeep.gc import Collector, Keeping
@@ -294,11 +298,21 @@ class Vault:
             await self.settler.settle()
 
     def _tell_conflicts(self, followed: Followed) -> None:
+        """Has each conflict be told once, with both paths: here, or with the next status."""
+        if not followed.conflicts:
+            return
+        if self._is_running:
+            log.warning(
+                "%d files were changed here and on another device; both versions are kept, see: "
+                "cryptfs conflicts",
+                len(followed.conflicts),
+            )
+            return
         for conflict in followed.conflicts:
             self.private_notices.append(
-                f"{_shown(conflict.path)} was changed here and on another device; what was "
-                f"changed here is kept as {_shown(conflict.copy)}"
+                conflict_text(conflict.path, conflict.copy, self.identity.name)
             )
+        self.news.note_told()
 
     def house_is_due(self) -> bool:
         """Whether there is something to do in idle time."""
@@ -384,10 +398,6 @@ class _OpenFiles:
 
     def finish(self, changed: Iterable[int]) -> None:
         """Not needed."""
-
-
-def _shown(path: bytes) -> str:
-    return ascii(os.fsdecode(path))[1:-1]
 
 
 # -- opening -------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from collections.abc import Mapping
 
 import click
 
@@ -139,6 +141,15 @@ def _agree(found: Message) -> None:
 
 
 # -- how they look -----------------------------------------------------------------------------
+
+
+def device_texts(names: Mapping[int, str]) -> dict[int, str]:
+    """What to call devices, by their numbers: of several with one name each with its number."""
+    several = {name for name, count in Counter(names.values()).items() if count > 1}
+    return {
+        number: printable(name) + (f" ({number})" if name in several else "")
+        for number, name in names.items()
+    }
 
 
 def when_text(one: Message) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from cryptfs.cli.devices import unseen_text
+from cryptfs.cli.devices import device_texts, unseen_text
 from cryptfs.cli.display import (
     count,
     format_age,
@@ -186,12 +186,14 @@ def _lines(one: Message) -> Iterator[str]:
 
 def _news(one: Message) -> Iterator[str]:
     """What others did, and what waits for a person."""
+    names = {other["number"]: other["name"] for other in one["others"]}
+    texts = device_texts(names | {one["device_number"]: one["device"]})
     for other in one["others"]:
         files = f"{count(other['changed'], 'file')}"
         if other["removed"]:
             files += f", {other['removed']:,} removed"
         yield (
-            f"news         {count(other['epochs'], 'new epoch')} from {printable(other['name'])} "
+            f"news         {count(other['epochs'], 'new epoch')} from {texts[other['number']]} "
             f"({files}), {format_age(other['time'])}"
         )
     for sentence in one["new_conflicts"]:

@@ -51,6 +51,10 @@ class News:
     def note_looked(self) -> None:
         """What is there now was told."""
         self._myself.put(_LOOKED, self._progress.published_epoch)
+        self.note_told()
+
+    def note_told(self) -> None:
+        """The conflicts that are open now were told."""
         self._myself.put(_TOLD, ",".join(str(one.copy.inode.id) for one in self._conflicts.open()))
 
     def new_conflicts(self) -> list[str]:

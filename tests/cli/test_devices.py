@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from cryptfs.cli.devices import device_texts
 from tests.cli.conftest import MakeMachine
 from tests.cli.session import Machine, terminal
 
@@ -48,6 +49,12 @@ def test_a_vault_of_two_devices(machine: Machine, make_machine: MakeMachine) -> 
     said = machine.do("status", machine.vault)
     assert "\nnews " not in said.out, "it is told once"
     assert "\ndevices      desk (device" in said.out, "the maker of the vault, years ago"
+
+
+def test_devices_of_one_name_are_told_apart() -> None:
+    assert device_texts({1: "desk", 2: "laptop", 3: "laptop", 4: "a\x1bb"}) == {
+        1: "desk", 2: "laptop (2)", 3: "laptop (3)", 4: "'a\\x1bb'",
+    }  # fmt: skip
 
 
 def test_naming_this_device(machine: Machine) -> None:

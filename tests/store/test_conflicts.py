@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from cryptfs.ids import ROOT_INODE
 from cryptfs.store.conflicts import ConflictRecord, put_conflict
 from cryptfs.upkeep.conflict_requests import conflict_text
@@ -61,6 +63,26 @@ async def test_two_devices_that_changed_one_file(device: Device) -> None:
             assert sentence.startswith("letter was changed on two devices at once")
             vault.news.note_looked()
             assert vault.news.new_conflicts() == []
+
+
+async def test_it_is_told_at_the_opening_that_finds_it(
+    device: Device, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with device.opened() as vault:
+        await write_file(vault, b"letter", b"as it was")
+        await vault.publisher.publish()
+    laptop = device.second(device.folder / "laptop")
+    for machine in (laptop, device):
+        async with machine.opened() as vault:
+            await vault.fs.write(find(vault, b"letter").id, 0, vault.identity.name.encode())
+            if machine is device:
+                await vault.publisher.publish()
+    async with laptop.opened() as vault:
+        (notice,) = vault.private_notices
+        assert notice.startswith("letter was changed on two devices at once: the version of laptop")
+        assert vault.news.new_conflicts() == [], "once is enough"
+        assert len(vault.conflicts.open()) == 1
+    assert "letter" not in caplog.text, "no log has names of files"
 
 
 async def test_files_are_found_where_they_are_now(device: Device) -> None:
