@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -196,7 +196,7 @@ class Vault:
         )  # fmt: skip
         self.fs = Filesystem(
             view.tree, files, self.settler, view.progress, around.clock_ns,
-            self.disk.free_bytes, open_counts,
+            self.disk.free_bytes, open_counts, around.device_name,
         )  # fmt: skip
         self.settler.before_all = files.restore_stranded
         self.publisher = Publisher(
@@ -205,11 +205,12 @@ class Vault:
             clock_ns=around.clock_ns, random_bytes=around.random_bytes,
         )  # fmt: skip
         self.puller = Puller(view.database, view.progress, view.remote, view.keys)
-        self._open_files = _OpenFiles(open_counts)
+        self.on_followed: Callable[[Followed], Awaitable[object]] = _nobody_looks
+        """Awaited when the vault followed its line, with what that changed."""
         self.follower = Follower(
             view.database, view.progress, view.content, self.settler, self.publisher,
             self.puller, self._new_replay, stranded=lambda: files.stranded,
-            random_bytes=around.random_bytes,
+            random_bytes=around.random_bytes, on_followed=self._note_followed,
         )  # fmt: skip
         self.points = Points(view.database, view.tree, view.progress)
         self.devices = Devices(
@@ -265,54 +266,33 @@ class Vault:
     def _new_replay(self) -> Replay:
         view = self.view
         return Replay(
-            view.database, view.progress, view.tree, self._open_files,
+            view.database, view.progress, view.tree, self.fs.exchange,
             device_name=self.identity.name, clock_ns=self._clock_ns,
         )  # fmt: skip
 
-    async def pull(self, *, accept_rollback: bool = False, is_new: bool = False) -> None:
+    async def pull(self, *, accept_rollback: bool = False) -> None:
         """Brings what others published; goes on with what is here if the remote is away."""
         try:
-            followed = await self.follower.follow(mounted=False, accept_rollback=accept_rollback)
+            await self.follower.follow(mounted=False, accept_rollback=accept_rollback)
         except (VaultUnreachable, LoginNeeded) as error:
             if not self.view.progress.published_epoch:
                 raise
             self.notices.append(f"{error}; going on with what is on this device")
-            return
-        self._tell_conflicts(followed)
-        if is_new:
-            self.puller.take_met_own_number()
-            self.identity.choose_number()
-        await self._require_own_number()
 
     async def follow(self) -> Followed:
         """Brings what others published while the vault is mounted."""
-        followed = await self.follower.follow(mounted=True)
-        self._tell_conflicts(followed)
-        await self._require_own_number()
-        return followed
+        return await self.follower.follow(mounted=True)
 
-    async def _require_own_number(self) -> None:
+    async def _note_followed(self, followed: Followed) -> None:
+        await self.on_followed(followed)
+        if followed.conflicts and not self._is_running:  # else the next status tells them
+            for one in followed.conflicts:
+                self.private_notices.append(conflict_text(one.path, one.copy, self.identity.name))
+            self.news.note_told()
         before = self.view.progress.device
         self.identity.require_own_number(met_own_number=self.puller.take_met_own_number())
         if self.view.progress.device != before:
             await self.settler.settle()
-
-    def _tell_conflicts(self, followed: Followed) -> None:
-        """Has each conflict be told once, with both paths: here, or with the next status."""
-        if not followed.conflicts:
-            return
-        if self._is_running:
-            log.warning(
-                "%d files were changed here and on another device; both versions are kept, see: "
-                "cryptfs conflicts",
-                len(followed.conflicts),
-            )
-            return
-        for conflict in followed.conflicts:
-            self.private_notices.append(
-                conflict_text(conflict.path, conflict.copy, self.identity.name)
-            )
-        self.news.note_told()
 
     def house_is_due(self) -> bool:
         """Whether there is something to do in idle time."""
@@ -343,7 +323,7 @@ class Vault:
         """Answers what people ask about restore points, devices and conflicts, and makes what it
         changes durable.
         """
-        await self.settler.gate.passage()
+        await self.settler.gate.opened()
         if request.get("do") in DEVICE_REQUESTS:
             answer = answer_about_devices(self.devices, self.identity, request)
         elif request.get("do") in CONFLICT_REQUESTS:
@@ -378,26 +358,8 @@ class Vault:
         self.view.state.unlock()
 
 
-class _OpenFiles:
-    """Nobody reads on from a file that was exchanged beneath them."""
-
-    def __init__(self, open_counts: dict[int, int]):
-        self._open_counts = open_counts
-
-    def held(self) -> Collection[int]:
-        return self._open_counts.keys()
-
-    def displace(self, row: int, other: int) -> None:
-        self._open_counts[other] = self._open_counts.pop(row)
-
-    def orphaned(self, row: int, parent: int, name: bytes) -> None:
-        """Not needed."""
-
-    def named(self, row: int) -> None:
-        """Not needed."""
-
-    def finish(self, changed: Iterable[int]) -> None:
-        """Not needed."""
+async def _nobody_looks(followed: Followed) -> None:
+    """What changed does not matter to anybody."""
 
 
 # -- opening -------------------------------------------------------------------------------
@@ -465,7 +427,9 @@ async def _open_locked(
         vault = Vault(_view(remote, keys, state, database, around), spool, around, notices)
         vault.identity.note_machine(around.machine_of(state.database), keys.vault_id)
         await vault.recover()
-        await vault.pull(accept_rollback=only_look, is_new=is_new)
+        vault.identity.is_new = is_new
+        await vault.pull(accept_rollback=only_look)
+        vault.identity.is_new = False
         vault.news.begin()
         await vault.settler.settle()
     except BaseException:

@@ -38,6 +38,8 @@ class Identity:
         self._random_bytes = random_bytes
         self._tell = tell
         self._default_name = default_name
+        self.is_new = False
+        """Whether this device made nothing yet: then a number that is taken is nothing to tell."""
 
     @property
     def name(self) -> str:
@@ -47,11 +49,6 @@ class Identity:
     def set_name(self, name: str) -> None:
         """Calls the device so with its next epoch; the caller checked the name, and settles."""
         self._myself.put("name", name)
-
-    def choose_number(self) -> None:
-        """For a new device that made nothing yet: takes a number that nobody has."""
-        while self._progress.is_known_device(self._progress.device):
-            self._progress.set_device(random_device(self._random_bytes))
 
     def note_machine(self, machine: Machine, vault_id: bytes) -> None:
         """Makes this a device of its own if its state was copied; the caller settles. What waits
@@ -70,7 +67,9 @@ class Identity:
         """Takes another number if the one so far is not this device's alone; the caller settles.
         ``met_own_number``: somebody else published under it.
         """
-        if met_own_number:
+        if self.is_new:
+            self._choose_number()
+        elif met_own_number:
             self.become_new_device(
                 "another device publishes under the number of this one, whose local state was "
                 "copied or put back from a backup",
@@ -87,8 +86,12 @@ class Identity:
         old = progress.device
         while progress.device == old:
             progress.set_device(random_device(self._random_bytes))
-        self.choose_number()
+        self._choose_number()
         text = f"{why}; it goes on as device {progress.device}, no longer {old}. Nothing was lost"
         if others_go_on:
             text += f". If nobody is {old} any more, let it go: cryptfs devices forget VAULT {old}"
         self._tell(text)
+
+    def _choose_number(self) -> None:
+        while self._progress.is_known_device(self._progress.device):
+            self._progress.set_device(random_device(self._random_bytes))

@@ -21,6 +21,7 @@ from cryptfs.remote.stack import Stack
 from cryptfs.remote.verifying import Verify, VerifyingRemote
 from tests.remotes.faulty import FaultyRemote
 from tests.remotes.memory import MemoryRemote
+from tests.remotes.shared import Place
 
 pytest_plugins = ["tests.remotes.gdrive_fixtures"]
 
@@ -34,7 +35,7 @@ WRAPPERS: dict[str, Callable[[Remote], Remote]] = {
     "stack": Stack,
 }
 
-KINDS = ["memory", "folder", "folder without links", "folder with claims", *WRAPPERS]
+KINDS = ["memory", "shared", "folder", "folder without links", "folder with claims", *WRAPPERS]
 SERVED = {
     "s3": "s3",
     "webdav wsgidav": "webdav_wsgidav",
@@ -63,6 +64,8 @@ def remote(
         return served
     if kind == "memory":
         return MemoryRemote()
+    if kind == "shared":
+        return Place(late_calls=10).window()
     if kind in WRAPPERS:
         return WRAPPERS[kind](MemoryRemote())
     if kind != "folder":
