@@ -196,7 +196,7 @@ class Vault:
         )  # fmt: skip
         self.fs = Filesystem(
             view.tree, files, self.settler, view.progress, around.clock_ns,
-            self.disk.free_bytes, open_counts, around.device_name,
+            self.disk.free_bytes, open_counts, lambda: self.identity.name,
         )  # fmt: skip
         self.settler.before_all = files.restore_stranded
         self.publisher = Publisher(

@@ -21,7 +21,6 @@ import stat
 from dataclasses import dataclass
 from typing import Final
 
-from cryptfs.ids import ROOT_INODE
 from cryptfs.store.database import Database
 from cryptfs.store.tree import Inode, Tree
 
@@ -121,24 +120,8 @@ class Conflicts:
         inode = self._tree.inode(id) if 0 < id < 1 << 63 else None
         if inode is None or inode.nlink == 0:
             return None
-        path = self._path(id)
+        path = self._tree.path(id)
         return None if path is None else Side(inode, path, self._is_published(id))
-
-    def _path(self, id: int) -> bytes | None:
-        """Returns the first path of an inode; None if none leads to it from the root."""
-        names: list[bytes] = []
-        seen = set()
-        while id != ROOT_INODE:
-            row = self._database.row(
-                "SELECT parent, name FROM dirent WHERE inode = ? ORDER BY parent, position LIMIT 1",
-                (id,),
-            )
-            if row is None or id in seen:
-                return None
-            seen.add(id)
-            id = row[0]
-            names.append(row[1])
-        return b"/".join(reversed(names))
 
     def _is_published(self, id: int) -> bool:
         newest = self._database.value(
