@@ -57,7 +57,7 @@ from cryptfs.remote.location import open_remote
 from cryptfs.remote.stack import Stack, Treatment
 from cryptfs.remote.verifying import Verify
 from cryptfs.sync.metered import is_metered
-from cryptfs.sync.policy import Housekeeping, PublishPolicy
+from cryptfs.sync.policy import Housekeeping, PublishPolicy, State, state_of
 from cryptfs.sync.publish import Upload
 from cryptfs.sync.replay import Followed
 from cryptfs.sync.watch import FAR_SECONDS, FOLDER_SECONDS, LONGEST_SECONDS, Watch
@@ -337,6 +337,11 @@ class Mount:
         inodes, size_bytes = vault.view.tree.totals()
         compressed, deduplicated = progress.saved_bytes()
         problem = vault.settler.gate.broken or self._problem or self._policy.problem
+        state = self._policy.state
+        if state is State.IDLE and problem is None:
+            # Nothing is to be published, and still the vault may be away for those who read.
+            problem = vault.view.packs.outage
+            state = state_of(problem)
         return {
             "pid": os.getpid(),
             "mountpoint": self._request.mountpoint,
@@ -357,7 +362,7 @@ class Mount:
             "size_bytes": size_bytes,
             "compression_saved_bytes": compressed,
             "dedup_saved_bytes": deduplicated,
-            "state": self._policy.state.value,
+            "state": state.value,
             "problem": None if problem is None else self._advice(problem),
             "traffic": asdict(self._remote.traffic),
             "others": [doings_message(one) for one in vault.news.doings()],

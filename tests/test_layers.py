@@ -38,6 +38,7 @@ HOMES: Final = {
     "obstore": {"remote"},
     "pyicloud": {"remote"},
     "requests": {"remote"},  # what pyicloud speaks through
+    "fido2": {"remote"},  # and what it asks security keys with
     "keyring": {"remote"},
     "google_auth_oauthlib": {"remote"},
     "oauthlib": {"remote"},

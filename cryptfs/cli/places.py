@@ -152,7 +152,7 @@ def mount_of(path: str, instead: str) -> Mounted:
     raise UsageError(f"{path} lies in no mounted vault; mount it first, or {instead}")
 
 
-def remote_of(place: str, treatment: Treatment | None = None) -> Remote:
+def remote_of(place: str, treatment: Treatment | None = None) -> Stack:
     """The remote of the vault that ``place`` names: its URL, or where it is mounted."""
     mounted = find_mounted(place)
     url = mounted.url if mounted is not None and mounted.url else place

@@ -35,7 +35,7 @@ from cryptfs.errors import (
     TemporaryFailure,
     VaultUnreachable,
 )
-from cryptfs.store.database import Database
+from cryptfs.store.database import Database, StateDamaged
 from cryptfs.store.progress import Progress
 from cryptfs.sync.publish import Publisher, Upload, UploadPaused
 from cryptfs.sync.watch import Watch
@@ -88,6 +88,21 @@ class State(StrEnum):
     REFUSED = "refused"
     """The remote can be reached, and nothing can be published: it or this disk is full, it is
     read-only, other devices are always first, or its line of epochs was put back."""
+
+
+def state_of(problem: CryptfsError | None) -> State:
+    """What a mount is in that has this problem and does nothing."""
+    match problem:
+        case None:
+            return State.IDLE
+        case Metered():
+            return State.PAUSED
+        case VaultUnreachable():
+            return State.OFFLINE
+        case LoginNeeded():
+            return State.LOGIN_NEEDED
+        case _:
+            return State.REFUSED
 
 
 class PublishPolicy:
@@ -146,17 +161,7 @@ class PublishPolicy:
             return State.UPLOADING
         if self._paused:
             return State.PAUSED
-        match self.problem:
-            case None:
-                return State.IDLE
-            case Metered():
-                return State.PAUSED
-            case VaultUnreachable():
-                return State.OFFLINE
-            case LoginNeeded():
-                return State.LOGIN_NEEDED
-            case _:
-                return State.REFUSED
+        return state_of(self.problem)
 
     def pause(self) -> None:
         """Publishes nothing by itself any more; an upload under way ends where it is."""
@@ -194,7 +199,9 @@ class PublishPolicy:
     # -- by itself -----------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Publishes until cancelled. What fails is logged and tried again."""
+        """Publishes until cancelled. What fails is logged and tried again; damage of the local
+        state is raised.
+        """
         self._start_over()
         while True:
             with trio.move_on_after(LOOK_SECONDS):
@@ -219,6 +226,8 @@ class PublishPolicy:
         except UploadPaused:
             log.info("the upload is paused")
             self._retry_at = trio.current_time()  # when it may go on, it does so at once
+        except StateDamaged:
+            raise  # trying again does not help: only a new start reads the state as a whole
         except CryptfsError as error:
             if str(error) != str(before):
                 level = logging.ERROR if isinstance(error, RollbackError) else logging.WARNING
@@ -248,6 +257,8 @@ class PublishPolicy:
                     nursery.start_soon(self._stop_when_metered)
                     await house.run()
                     nursery.cancel_scope.cancel()
+            except StateDamaged:
+                raise
             except CryptfsError as error:
                 log.warning("not cleaned up, tried again later: %s", error)
 

@@ -29,6 +29,7 @@ from cryptfs.concurrency import open_nursery
 from cryptfs.errors import CryptfsError, ObjectNotFound, RollbackError, TemporaryFailure
 from cryptfs.format.names import commit_name
 from cryptfs.remote.base import Remote
+from cryptfs.store.database import StateDamaged
 from cryptfs.store.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ class Watch:
             before = self.problem
             try:
                 await self.look()
+            except StateDamaged:
+                raise
             except CryptfsError as error:
                 if str(before) != str(error):
                     log.warning("not in step with other devices, tried again later: %s", error)

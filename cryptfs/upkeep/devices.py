@@ -27,7 +27,7 @@ from cryptfs.store.garbage import Garbage
 from cryptfs.store.progress import Progress
 from cryptfs.store.tree import Tree
 from cryptfs.sync.publish import Publisher
-from cryptfs.upkeep.gc_plan import DAY_NS
+from cryptfs.upkeep.retention import DAY_NS
 
 UNSEEN_DAYS: Final = 90
 """After so long a device is named: perhaps it does not exist any more."""

@@ -20,6 +20,7 @@ from cryptfs.errors import (
 )
 from cryptfs.format import pack as pack_format
 from cryptfs.format.names import commit_name
+from cryptfs.store.database import StateDamaged
 from cryptfs.sync import policy as policy_module
 from cryptfs.sync.policy import PublishPolicy, State
 from cryptfs.sync.publish import UploadPaused
@@ -380,3 +381,25 @@ async def test_an_upload_ends_where_it_is_when_the_network_becomes_metered(
         meter.metered = False
         await trio.sleep(200)
         assert (desk.epoch, desk.policy.state) == (2, State.IDLE)
+
+
+async def test_damage_of_the_local_state_is_not_tried_again(
+    device: Device, clock: MockClock
+) -> None:
+    """Only a new start reads the state as a whole: the mount has to end."""
+
+    async def publish(on_progress: object) -> int:
+        raise StateDamaged("a page does not open")
+
+    async with device.opened() as vault:
+        await write_file(vault, b"f", b"x")
+        policy = PublishPolicy(
+            vault.view.database,
+            vault.view.progress,
+            vault.publisher,
+            dirty_bytes=lambda: vault.dirty.size_bytes,
+            spooled_bytes=vault.view.content.spooled_bytes,
+            publish=publish,
+        )
+        with trio.fail_after(LONG), pytest.raises(StateDamaged, match="does not open"):
+            await policy.run()

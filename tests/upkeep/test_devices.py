@@ -17,8 +17,8 @@ from cryptfs.sync import publish as publish_module
 from cryptfs.sync.policy import IDLE_SECONDS, LOOK_SECONDS, Housekeeping, PublishPolicy
 from cryptfs.upkeep.devices import SIGN_OF_LIFE_DAYS, UNSEEN_DAYS
 from cryptfs.upkeep.gc import Keeping
-from cryptfs.upkeep.gc_plan import DAY_NS, GRACE_DAYS
-from cryptfs.upkeep.retention import Policy
+from cryptfs.upkeep.gc_plan import GRACE_DAYS
+from cryptfs.upkeep.retention import DAY_NS, Policy
 from cryptfs.vault import Vault
 from tests.device import Device, noise, read_file, write_file
 from tests.vectors.seeded import KEYS
@@ -57,6 +57,13 @@ async def clean_up(device: Device, keeping: Keeping = NOW_ONLY) -> int:
     async with device.opened(background=False) as vault:
         vault.collector._keeping = lambda: keeping
         return (await vault.collector.run()).dropped
+
+
+async def wait_in_vain(device: Device) -> None:
+    """The grace passes, by a clock that is believed, and nothing is dropped."""
+    for _ in range(2 * GRACE_DAYS // 3):
+        later(device, 3)
+        assert await clean_up(device) == 0
 
 
 async def lists(device: Device) -> list[tuple[str, int | None, bool]]:
@@ -160,8 +167,7 @@ async def test_a_pack_goes_when_every_device_has_seen_that_it_was_set_aside(
     await use(laptop)
     await condemned(device)
     assert [row[::2] for row in await lists(device)] == [("desk", False), ("laptop", True)]
-    later(device, 2 * GRACE_DAYS)
-    assert await clean_up(device) == 0
+    await wait_in_vain(device)
     before = device.objects("packs")
     assert len(before) == 1
     newest = await use(laptop)
@@ -227,10 +233,12 @@ async def test_commits_stay_for_a_device_that_may_need_them(
 async def test_a_device_that_was_let_go_holds_nothing_up(device: Device, laptop: Device) -> None:
     await use(laptop)
     await condemned(device)
-    later(device, UNSEEN_DAYS + 1)
+    await wait_in_vain(device)
+    later(device, UNSEEN_DAYS)
     async with device.opened(background=False) as vault:
         (unseen,) = vault.devices.unseen()
-        assert (unseen.name, unseen.unseen_days) == ("laptop", UNSEEN_DAYS + 2)
+        assert unseen.name == "laptop"
+        assert unseen.unseen_days > UNSEEN_DAYS
     await let_go(device, "laptop")
     assert await lists(device) == [("desk", 6, False)]
     assert await clean_up(device) == 1
