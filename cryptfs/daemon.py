@@ -311,6 +311,8 @@ class Mount:
             nursery.cancel_scope.cancel()
         notices = self._vault.private_notices[known:]
         await send_message(stream, self.status() | {"notices": notices, "done": True})
+        if notices:
+            self._vault.news.note_told()
 
     async def _clean_up(self, request: Message, stream: trio.SocketStream) -> None:
         """Cleans up, or says what that would do."""

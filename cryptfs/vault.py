@@ -285,9 +285,9 @@ class Vault:
 
     async def _note_followed(self, followed: Followed) -> None:
         await self.on_followed(followed)
-        if followed.conflicts and not self._is_running:  # else the next status tells them
-            for one in followed.conflicts:
-                self.private_notices.append(conflict_text(one.path, one.copy, self.identity.name))
+        for one in followed.conflicts:
+            self.private_notices.append(conflict_text(one.path, one.copy, self.identity.name))
+        if followed.conflicts and not self._is_running:  # else whoever asks next is told
             self.news.note_told()
         before = self.view.progress.device
         self.identity.require_own_number(met_own_number=self.puller.take_met_own_number())
