@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,9 +41,11 @@ from cryptfs.store.spool import Spool, spool_file
 from cryptfs.store.state import StateFolder, write_atomically
 from cryptfs.store.tree import Tree
 from cryptfs.sync.cache import PackCache
+from cryptfs.sync.follow import Follower
 from cryptfs.sync.packs import Packs
 from cryptfs.sync.publish import Publisher
 from cryptfs.sync.pull import Puller
+from cryptfs.sync.replay import Followed, Replay
 from cryptfs.unlock import SlotRequest, Unlocked, keep_header, new_slot
 from cryptfs.upkeep.gc import Collector, Keeping
 from cryptfs.upkeep.point_requests import Answer, Request, answer_request
@@ -169,7 +171,7 @@ class Vault:
         )  # fmt: skip
         self.fs = Filesystem(
             view.tree, files, self.settler, view.progress, around.clock_ns,
-            self.disk.free_bytes, open_counts,
+            self.disk.free_bytes, open_counts, around.device_name,
         )  # fmt: skip
         self.settler.before_all = files.restore_stranded
         self.publisher = Publisher(
@@ -178,6 +180,14 @@ class Vault:
             clock_ns=around.clock_ns, random_bytes=around.random_bytes,
         )  # fmt: skip
         self.puller = Puller(view.database, view.progress, view.remote, view.keys)
+        self._device_name = around.device_name
+        self.on_followed: Callable[[Followed], Awaitable[object]] = _nobody_looks
+        """Awaited when the vault followed its line, with what that changed."""
+        self.follower = Follower(
+            view.database, view.progress, view.content, self.settler, self.publisher,
+            self.puller, self._new_replay, stranded=lambda: files.stranded,
+            random_bytes=around.random_bytes, on_followed=self._note_followed,
+        )  # fmt: skip
         self.points = Points(view.database, view.tree, view.progress)
         self.collector = Collector(
             view, self.settler, self._sealing, self.publisher, clock_ns=around.clock_ns,
@@ -214,21 +224,33 @@ class Vault:
         names += [name for name, _, _ in self.view.progress.parts()]
         return [spool_file(self._spool.folder, name).name for name in names]
 
+    def _new_replay(self) -> Replay:
+        view = self.view
+        return Replay(
+            view.database, view.progress, view.tree, self.fs.exchange,
+            device_name=self._device_name, clock_ns=self._clock_ns,
+        )  # fmt: skip
+
     async def pull(self, *, accept_rollback: bool = False) -> None:
         """Brings what others published; goes on with what is here if the remote is away."""
         try:
-            pulled = await self.puller.pull(accept_rollback=accept_rollback)
+            await self.follower.follow(mounted=False, accept_rollback=accept_rollback)
         except (VaultUnreachable, LoginNeeded) as error:
             if not self.view.progress.published_epoch:
                 raise
             self.notices.append(f"{error}; going on with what is on this device")
-            return
-        if pulled.diverged:
-            self.notices.append(
-                f"another device published up to epoch {pulled.head} while this one had changes "
-                "of its own: they are kept here and cannot be published yet"
+
+    async def follow(self) -> Followed:
+        """Brings what others published while the vault is mounted."""
+        return await self.follower.follow(mounted=True)
+
+    async def _note_followed(self, followed: Followed) -> None:
+        for conflict in followed.conflicts:
+            self.private_notices.append(
+                f"{_shown(conflict.path)} was changed here and on another device; what was "
+                f"changed here is kept as {_shown(conflict.copy)}"
             )
-        await self.settler.settle()
+        await self.on_followed(followed)
 
     def history(self, root_epoch: int | None = None) -> History:
         """Returns the past as a mount shows it; with an epoch it is the whole mount."""
@@ -241,7 +263,7 @@ class Vault:
 
     async def answer_about_points(self, request: Request) -> Answer:
         """Answers what people ask about restore points, and makes what it changes durable."""
-        await self.settler.gate.passage()
+        await self.settler.gate.opened()
         answer = answer_request(self.points, request, self._clock_ns())
         await self.settler.settle()
         return answer
@@ -268,6 +290,14 @@ class Vault:
         self._spool.close()
         self.view.database.close()
         self.view.state.unlock()
+
+
+async def _nobody_looks(followed: Followed) -> None:
+    """What changed does not matter to anybody."""
+
+
+def _shown(path: bytes) -> str:
+    return ascii(os.fsdecode(path))[1:-1]
 
 
 # -- opening -------------------------------------------------------------------------------

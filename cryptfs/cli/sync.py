@@ -20,7 +20,6 @@ from cryptfs.cli.places import (
 )
 from cryptfs.control import Message, ask
 from cryptfs.errors import CryptfsError, UsageError
-from cryptfs.remote.stack import Treatment
 from cryptfs.sync.publish import Upload
 
 
@@ -95,24 +94,28 @@ def flush_kernel(mountpoint: str) -> None:
 
 
 def publish_mounted(mounted: Mounted) -> Message:
-    """Publishes through the process that serves the mount; returns its status after it."""
+    """Publishes through the process that serves the mount; returns its status after it. Warns of
+    what was changed on two devices.
+    """
     answer: Message = {}
     with progress_bar("Publishing") as on_progress:
         for answer in ask(mounted.state.control, {"do": "publish"}):
             if "total_bytes" in answer:
                 on_progress(answer["sent_bytes"], answer["total_bytes"])
-    return raise_error(answer)
+    status = raise_error(answer)
+    for notice in status.pop("notices", []):
+        warn(str(notice))
+    return status
 
 
 async def _publish_unmounted(place: str, secret: SecretSource, limits: Limits) -> int:
-    treatment = Treatment(limit_up=limits.up or None, limit_down=limits.down or None)
-    async with opened_vault(place, secret, treatment) as vault:
+    async with opened_vault(place, secret, limits.treatment) as vault:
         with progress_bar("Publishing") as on_progress:
 
             def note(upload: Upload) -> None:
                 on_progress(upload.sent_bytes, upload.total_bytes)
 
-            return await vault.publisher.publish(note)
+            return await vault.follower.publish(note, mounted=False)
 
 
 def unpublished_text(status: Message) -> str:

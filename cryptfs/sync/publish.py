@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -53,6 +53,7 @@ from cryptfs.format.rows import RowBatch
 from cryptfs.fs.settle import Settler
 from cryptfs.ids import ClockNs, ObjectKind, RandomBytes
 from cryptfs.remote.base import Remote
+from cryptfs.remote.flow import OnSent, heard_by
 from cryptfs.store.content import Content, SpooledPack
 from cryptfs.store.database import Database
 from cryptfs.store.exchange import checkpoint_batches, commit_batches
@@ -173,6 +174,25 @@ class Publisher:
                 self.under_way = None
             return self._progress.published_epoch
 
+    @asynccontextmanager
+    async def standing_still(self) -> AsyncIterator[None]:
+        """Nothing is published while the body runs."""
+        async with self._lock:
+            yield
+
+    async def finish(self, publication: Publication) -> None:
+        """Notes as published what turned out to be on the remote already, and whatever of it is
+        missing there goes up. To be called while ``standing_still``.
+        """
+        await self._send(publication, None)
+
+    def drop_files(self, publication: Publication | None, parts: Iterable[bytes]) -> None:
+        """Removes what was built of a publication that is none any more."""
+        for name in parts:
+            self._spool.remove(name)
+        if publication is not None:
+            self._commit_file(publication.epoch).unlink(missing_ok=True)
+
     async def checkpoint(self) -> None:
         """Publishes a checkpoint of the newest epoch, unless it has one.
 
@@ -255,9 +275,8 @@ class Publisher:
 
     def _taken(self, epoch: int) -> EpochTaken:
         return EpochTaken(
-            f"another device published epoch {epoch} first; nothing was lost: all changes of "
-            "this device are kept here, unpublished. To bring them over, mount the vault "
-            "elsewhere with another CRYPTFS_STATE_DIR and copy them"
+            f"another device published epoch {epoch} first; nothing is lost, and the next "
+            "publication puts the changes of this device on top: cryptfs sync"
         )
 
     # -- building --------------------------------------------------------------------------
@@ -383,12 +402,14 @@ class Publisher:
         total = sum(stored.size for stored in objects)
         before = sum(stored.size for stored in objects if stored.raw in confirmed)
         moved = unsettled = 0
+        under_way: dict[bytes, int] = {}  # objects that are on their way, and how much has gone
         began = trio.current_time()
 
         def tell() -> None:
+            gone = moved + sum(under_way.values())
             seconds = trio.current_time() - began
-            rate = round(moved / seconds) if seconds else 0
-            self.under_way = Upload(epoch, before + moved, total, rate)
+            rate = round(gone / seconds) if seconds else 0
+            self.under_way = Upload(epoch, before + gone, total, rate)
             if on_progress is not None:
                 on_progress(self.under_way)
 
@@ -396,8 +417,15 @@ class Publisher:
 
         async def upload(stored: _Stored) -> None:
             nonlocal moved, unsettled
+
+            def note(so_far: int) -> None:
+                under_way[stored.raw] = min(so_far, stored.size)
+                tell()
+
             async with limit:
-                await self._create(stored)
+                with heard_by(OnSent(note)):
+                    await self._create(stored)
+            under_way.pop(stored.raw, None)
             self._seen.add(stored.raw)
             self._progress.note_confirmed(stored.raw)
             moved += stored.size

@@ -6,7 +6,6 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -39,24 +38,7 @@ from cryptfs.remote.icloud.remote import ICloudRemote
 from cryptfs.remote.private_file import write_private
 from tests.doubles.icloud import CODE, ICloudDouble
 from tests.doubles.loopback import Fault, refused, says
-from tests.remotes.icloud import log_in
-
-
-@contextmanager
-def new_login(icloud: ICloudDouble, folder: Path, **options: object) -> Iterator[ICloudLogin]:
-    login = ICloudLogin(folder, icloud.apple_id, adapter=icloud.adapter(), **options)  # type: ignore[arg-type]
-    try:
-        yield login
-    finally:
-        login.close()
-
-
-async def can_list(icloud: ICloudDouble, folder: Path) -> None:
-    """Uses the login as a mount does."""
-    remote = ICloudRemote(("vault",), Client(folder, icloud.adapter()))
-    await remote.prepare()
-    assert await remote.list("") == []
-    await remote.close()
+from tests.remotes.icloud import can_list, log_in, new_login
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
@@ -65,70 +47,6 @@ def files_below(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file()
     }
-
-
-# -- the second factor -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("protocol", ["s2k", "s2k_fo"])
-@pytest.mark.parametrize("second_factor", ["sms", "device"])
-@pytest.mark.parametrize("conflict", [True, False])
-async def test_a_login_with_a_code(
-    icloud: ICloudDouble, tmp_path: Path, protocol: str, second_factor: str, conflict: bool
-) -> None:
-    icloud.protocol, icloud.second_factor = protocol, second_factor
-    icloud.answers_409_to_good_codes = conflict
-    with new_login(icloud, tmp_path) as login:
-        assert not login.resume()
-        assert login.sign_in(icloud.password) is Step.CODE
-        assert (login.code_comes_by == "sms") == (second_factor == "sms")
-        with pytest.raises(WrongSecret, match="does not accept this code"):
-            login.submit_code("654321")
-        with pytest.raises(WrongSecret, match="digits only"):
-            login.submit_code("12a456")
-        assert icloud_account(tmp_path) is None
-        assert login.submit_code(" 123 456 ") is Step.DONE
-        login.finish()
-        login.check_drive()
-    assert icloud_account(tmp_path) == icloud.apple_id
-    await can_list(icloud, tmp_path)
-
-
-def test_the_code_by_message_instead(icloud: ICloudDouble, tmp_path: Path) -> None:
-    icloud.second_factor = "device"
-    with new_login(icloud, tmp_path) as login:
-        login.sign_in(icloud.password)
-        assert icloud.asked("verify/phone") == 0
-        login.send_sms()
-        assert login.code_comes_by == "sms"
-        assert login.submit_code(CODE) is Step.DONE
-    assert icloud.asked("verify/phone/securitycode") == 1
-
-
-def test_a_security_key_that_is_not_there(icloud: ICloudDouble, tmp_path: Path) -> None:
-    icloud.second_factor = "key"
-    with new_login(icloud, tmp_path) as login:
-        assert login.sign_in(icloud.password) is Step.KEY
-        with pytest.raises(CryptfsError, match="plug it in"):
-            login.touch_key()
-
-
-def test_a_security_key_that_is_touched(
-    icloud: ICloudDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    icloud.second_factor = "key"
-    with new_login(icloud, tmp_path) as login:
-        login.sign_in(icloud.password)
-
-        def touched() -> None:
-            # What the key's own protocol ends with: no key can be plugged into a test.
-            login._service._submit_webauthn_assertion_response({"challenge": "YQ"})
-            login._service.trust_session()
-
-        monkeypatch.setattr(login._service, "confirm_security_key", touched)
-        assert login.touch_key() is Step.DONE
-        login.finish()
-    assert icloud_account(tmp_path) == icloud.apple_id
 
 
 # -- refusals ----------------------------------------------------------------------------------
@@ -576,6 +494,17 @@ def test_the_command_with_a_device_a_message_and_new_terms(
     assert "Your Apple devices show a code" in done.stderr
     assert "new terms" in done.stderr
     assert not icloud.new_terms
+
+
+def test_the_command_with_a_security_key_that_is_not_there(
+    icloud: ICloudDouble, state: Path
+) -> None:
+    icloud.second_factor = "key"
+    done = type_at(icloud, login_icloud, "", icloud.apple_id, icloud.password, "")
+    assert done.exit_code == 1
+    assert "Press Enter when it is plugged in" in done.stderr
+    assert isinstance(done.exception, CryptfsError)
+    assert "plug it in" in str(done.exception)
 
 
 def test_terms_that_are_not_accepted_end_it(icloud: ICloudDouble, state: Path) -> None:
