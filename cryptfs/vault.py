@@ -16,6 +16,7 @@ import trio
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.recovery_key import RecoveryKey
 from cryptfs.errors import (
+    IntegrityError,
     LoginNeeded,
     OutOfSpace,
     RollbackError,
@@ -41,10 +42,12 @@ from cryptfs.store.spool import Spool, spool_file
 from cryptfs.store.state import StateFolder, write_atomically
 from cryptfs.store.tree import Tree
 from cryptfs.sync.cache import PackCache
+from cryptfs.sync.kept import KeptLine
 from cryptfs.sync.packs import Packs
 from cryptfs.sync.publish import Publisher
 from cryptfs.sync.pull import Puller
 from cryptfs.unlock import SlotRequest, Unlocked, keep_header, new_slot
+from cryptfs.upkeep.check_state import Rebuilt
 from cryptfs.upkeep.gc import Collector, Keeping
 from cryptfs.upkeep.point_requests import Answer, Request, answer_request
 from cryptfs.upkeep.points import Points
@@ -142,6 +145,8 @@ class Notices:
 
     all: list[str] = field(default_factory=list)
     private: list[str] = field(default_factory=list)
+    rebuilt: list[Rebuilt] = field(default_factory=list)
+    """The local state, if it could not be read and was made anew."""
 
 
 class Vault:
@@ -151,6 +156,7 @@ class Vault:
         self.view = view
         self.notices = notices.all
         self.private_notices = notices.private
+        self.rebuilt = notices.rebuilt
         self._clock_ns = around.clock_ns
         self.disk = Disk(view.state.path, view.remote)
         self.dirty = DirtyChunks()
@@ -178,6 +184,7 @@ class Vault:
             clock_ns=around.clock_ns, random_bytes=around.random_bytes,
         )  # fmt: skip
         self.puller = Puller(view.database, view.progress, view.remote, view.keys)
+        self.publisher.keep = self.puller.keep = KeptLine(view.state.line).keep
         self.points = Points(view.database, view.tree, view.progress)
         self.collector = Collector(
             view, self.settler, self._sealing, self.publisher, clock_ns=around.clock_ns,
@@ -214,10 +221,18 @@ class Vault:
         names += [name for name, _, _ in self.view.progress.parts()]
         return [spool_file(self._spool.folder, name).name for name in names]
 
-    async def pull(self, *, accept_rollback: bool = False) -> None:
-        """Brings what others published; goes on with what is here if the remote is away."""
+    async def pull(self, *, accept_rollback: bool = False, only_look: bool = False) -> None:
+        """Brings what others published; goes on with what is here if the remote is away.
+
+        ``only_look`` goes on with what is here also where the remote is damaged or went back.
+        """
         try:
             pulled = await self.puller.pull(accept_rollback=accept_rollback)
+        except IntegrityError as error:
+            if not only_look or not self.view.progress.published_epoch:
+                raise
+            log.info("looking at what is here: %s", error)
+            return
         except (VaultUnreachable, LoginNeeded) as error:
             if not self.view.progress.published_epoch:
                 raise
@@ -286,7 +301,7 @@ async def open_vault(
 
     ``accept_rollback`` goes on from a remote that went back: this device begins anew from it,
     because going on from the newer state would leave the other devices a gap; what was here is
-    moved aside. ``only_look`` shows what is here and does not compare.
+    moved aside. ``only_look`` shows what is here where the remote cannot be followed.
     Raises VaultBusy, RollbackError, VaultUnreachable (only when nothing is here yet).
     """
     state = StateFolder(around.state_root, unlocked.keys.vault_id)
@@ -334,9 +349,11 @@ async def _open_locked(
         spool = Spool(state.spool, keys, around.random_bytes)
         vault = Vault(_view(remote, keys, state, database, around), spool, around, notices)
         await vault.recover()
-        await vault.pull(accept_rollback=only_look)
+        await vault.pull(only_look=only_look)
         progress = vault.view.progress
-        while is_new and progress.is_known_device(progress.device):
+        # A state that was put back to an older copy would give out its ids a second time.
+        needs_number = is_new or vault.puller.met_itself
+        while needs_number and progress.is_known_device(progress.device):
             progress.set_device(_device_number(around.random_bytes))
         await vault.settler.settle()
     except BaseException:
@@ -351,8 +368,8 @@ async def _open_locked(
 def _open_database(
     state: StateFolder, keys: VaultKeys, around: Surroundings, notices: Notices
 ) -> tuple[Database, bool]:
-    if state.database.exists():
-        try:
+    try:
+        if state.database.exists():
             database = Database(state.database, keys.state_database)
             try:
                 if not database.is_unfinished:
@@ -366,19 +383,19 @@ def _open_database(
                 database.close()
                 raise
             database.close()
-            state.database.unlink()
-        except StateDamaged as error:
-            waiting = sum(1 for _ in state.spool.iterdir())
-            names = unsaved_names(state.database, keys.state_database, _MOST_NAMED)
-            aside = state.move_damaged_aside()
-            notices.all.append(
-                f"{error}. It is being rebuilt from the vault; changes that were not published "
-                f"could not be saved ({waiting} packs of them are kept in {aside})"
-            )
-            if names:
-                shown = ", ".join(ascii(os.fsdecode(name))[1:-1] for name in names)
-                more = " and perhaps more" if len(names) == _MOST_NAMED else ""
-                notices.private.append(f"not saved, or not as they were last: {shown}{more}")
+        if state.was_used:
+            raise StateDamaged(f"the local state {state.database} is gone")
+        state.database.unlink(missing_ok=True)
+    except StateDamaged as error:
+        waiting = sum(1 for _ in state.spool.iterdir())
+        names = unsaved_names(state.database, keys.state_database, _MOST_NAMED)
+        rebuilt = Rebuilt(str(error), state.move_damaged_aside(), waiting, tuple(names))
+        notices.rebuilt.append(rebuilt)
+        notices.all.append(rebuilt.sentence)
+        if names:
+            shown = ", ".join(ascii(os.fsdecode(name))[1:-1] for name in names)
+            more = " and perhaps more" if len(names) == _MOST_NAMED else ""
+            notices.private.append(f"not saved, or not as they were last: {shown}{more}")
     return _create_database(state, keys, around), True
 
 
@@ -393,11 +410,33 @@ def _device_number(random_bytes: RandomBytes) -> int:
     return 1 + int.from_bytes(random_bytes(8), "big") % MAX_DEVICE
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A vault opened for one command; ``vault`` is None while it is mounted."""
+
+    view: View
+    vault: Vault | None
+    notices: list[str]
+    mountpoint: str = ""
+
+
 @asynccontextmanager
 async def open_view(
     remote: Remote, unlocked: Unlocked, around: Surroundings, *, only_look: bool = False
 ) -> AsyncIterator[tuple[View, list[str]]]:
     """Opens the vault for reading: the newest state, or while it is mounted the settled one."""
+    async with open_as_it_is(remote, unlocked, around, only_look=only_look) as opened:
+        yield opened.view, opened.notices
+
+
+@asynccontextmanager
+async def open_as_it_is(
+    remote: Remote, unlocked: Unlocked, around: Surroundings, *, only_look: bool = False
+) -> AsyncIterator[Opened]:
+    """Opens the vault, or while it is mounted what is settled of it, read-only.
+
+    ``only_look`` opens it also where the remote is damaged or went back, as far as that goes.
+    """
     try:
         vault = await open_vault(remote, unlocked, around, only_look=only_look)
     except VaultBusy:
@@ -409,13 +448,14 @@ async def open_view(
         try:
             notice = f"the vault is mounted at {holder.mountpoint}: this is its settled state"
             with noting_damage(state):
-                yield _view(remote, unlocked.keys, state, database, around), [notice]
+                view = _view(remote, unlocked.keys, state, database, around)
+                yield Opened(view, None, [notice], holder.mountpoint)
         finally:
             database.close()
         return
     try:
         with noting_damage(vault.view.state):
-            yield vault.view, vault.notices + vault.private_notices
+            yield Opened(vault.view, vault, vault.notices + vault.private_notices)
     finally:
         vault.close()
 

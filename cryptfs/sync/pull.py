@@ -15,7 +15,7 @@ While one is applied, the commits of the next are on their way: far off each tak
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -80,6 +80,10 @@ class Puller:
         self._progress = progress
         self._remote = remote
         self._keys = keys
+        self.keep: Callable[[int, str, bytes], None] = lambda epoch, name, data: None
+        """Told of each object of a commit, and of part 000 of a checkpoint, that is applied."""
+        self.met_itself = False
+        """Whether an epoch was new to this device that it published: the state is an older copy."""
 
     async def pull(self, *, accept_rollback: bool = False) -> Pulled:
         """Brings this device to the remote's head. The caller commits and syncs.
@@ -180,6 +184,7 @@ class Puller:
                 log.warning("checkpoint %d is of no use (%s); an older one is tried", epoch, error)
                 continue
             self._progress.note_head(epoch, envelope.parent)
+            self.keep(epoch, checkpoint_name(epoch), data)
             self._progress.set_dedup(envelope.dedup)
             return epoch
         return 0
@@ -258,6 +263,8 @@ class Puller:
                 apply_commit(self._database, batch, epoch)
         self._progress.note_epoch(epoch, envelope.time_ns, envelope.device, object_digest(data))
         self._progress.set_dedup(envelope.dedup)
+        self.met_itself |= envelope.device == self._progress.device
+        self.keep(epoch, commit_name(epoch), data)
 
     async def _batches(
         self, envelope: Envelope, first: RowBatch, kind: ObjectKind
@@ -272,6 +279,8 @@ class Puller:
                     "says: the vault cannot be read beyond it"
                 ) from None
             yield parse_part(data, part, self._keys, of=kind, epoch=envelope.epoch)
+            if kind is ObjectKind.COMMIT:
+                self.keep(envelope.epoch, pack_name(part.name), data)
         yield first
 
 

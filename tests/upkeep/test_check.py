@@ -10,7 +10,7 @@ from cryptfs.format.header import Header, encode_header
 from cryptfs.format.names import checkpoint_name, commit_name, header_name, pack_name
 from cryptfs.store.spool import spool_file
 from cryptfs.unlock import Unlocked
-from cryptfs.upkeep.check import check
+from cryptfs.upkeep.check import Scale, check, examine
 from cryptfs.upkeep.check_packs import EVERYTHING, Sample
 from cryptfs.upkeep.findings import Finding, Severity
 from cryptfs.vault import open_vault, open_view
@@ -48,8 +48,8 @@ async def test_progress_ends_at_the_total(full: Device) -> None:
     told: list[tuple[int, int]] = []
     listed = await full.remote().list("")
     async with viewing(full) as view:
-        await check(
-            view, listed, data=True, on_bytes=lambda done, total: told.append((done, total))
+        await examine(
+            view, listed, Scale(EVERYTHING, on_bytes=lambda *progress: told.append(progress))
         )
     assert told[-1][0] == told[-1][1] > 0
 
@@ -75,9 +75,8 @@ async def test_a_sample_opens_its_packs_and_no_others(full: Device) -> None:
     told: list[tuple[int, int]] = []
     sample = Sample(0.01, 3)
     async with viewing(full) as view:
-        found = await check(
-            view, listed, sample=sample, on_bytes=lambda done, total: told.append((done, total))
-        )
+        scale = Scale(sample, on_bytes=lambda *progress: told.append(progress))
+        found = (await examine(view, listed, scale)).findings
     assert kinds(found) == [("pack-damaged", pack_name(name)) for name in sample.of(packs)]
     assert len(found) == 1 and told[-1][0] == told[-1][1] > 0
     assert sorted(full.objects("packs")) == names
@@ -182,8 +181,9 @@ async def test_a_harmed_part_is_found(full: Device, harm: Harm) -> None:
     assert parts, "the last commit was to have parts"
     harm(full.remote_folder / parts[0])
     (found,) = await checked(full)
-    assert found.kind in ("commit-damaged", "checkpoint-damaged")
-    assert parts[0] in found.sentence
+    kind = "missing" if harm is remove else "damaged"
+    assert found.kind in (f"commit-part-{kind}", f"checkpoint-part-{kind}")
+    assert found.object == parts[0]
 
 
 # -- each kind of object, swapped with another and replaced by an older one ----------------------
