@@ -222,7 +222,7 @@ async def _look(
             with progress_bar("Checking again") as on_bytes:
                 scale = Scale(sample, record, on_bytes, around.clock_ns)
                 found = await examine(view, await view.remote.list(""), scale)
-        if wishes.repair:
+        if wishes.repair and wishes.data:  # else a damaged pack may not have been found
             tidy_up(view, found)
         if record is not None:
             record.finish()

@@ -8,7 +8,10 @@ from typing import Final
 
 from cryptfs.ids import first_id
 from cryptfs.store.database import Database
-from cryptfs.store.schema import SCHEMA_VERSION
+from cryptfs.store.schema import SCHEMA_VERSION, STEPPED_BACK
+
+MOST_STEPS_BACK: Final = 16
+"""So many of its newest epochs a device can take back, where another one was first after all."""
 
 _RESERVED_IDS: Final = 100_000
 
@@ -58,6 +61,15 @@ class Progress:
         self.dedup: bool = bool(row[5])
         self.compressed_saved = 0
         self.dedup_saved = 0
+
+    def reload(self) -> None:
+        """Reads again how far this device is, after a transaction was taken back."""
+        row = self._database.row(
+            "SELECT open_epoch, published_epoch, published_digest, dedup FROM progress"
+        )
+        assert row is not None
+        self.open_epoch, self.published_epoch, self.published_digest = row[:3]
+        self.dedup = bool(row[3])
 
     @staticmethod
     def create(database: Database, *, device: int, dedup: bool) -> None:
@@ -178,6 +190,25 @@ class Progress:
         self._database.execute("DELETE FROM dead_object WHERE epoch >= ?", (epoch,))
         self._database.execute("UPDATE publication SET refused = 1 WHERE epoch = ?", (epoch,))
 
+    def rewind(self, epoch: int) -> None:
+        """Makes a published epoch the newest in here again, as ``store/rebase.py`` does with the
+        rows. What was on its way to the remote is no publication any more.
+        """
+        row = self._database.row("SELECT digest FROM epoch WHERE number = ?", (epoch,))
+        assert row is not None, "this device shares an epoch that it knows"
+        for table, column in (
+            ("epoch", "number"), ("condemned", "epoch"), ("dead_object", "epoch"),
+            ("place_gone", "epoch"), ("publication", "epoch"),
+        ):  # fmt: skip
+            self._database.execute(f"DELETE FROM {table} WHERE {column} > ?", (epoch,))
+        self._database.execute("DELETE FROM publication_part")
+        self.open_at(epoch + 1)
+        self.note_head(epoch, row[0])
+
+    def open_at(self, epoch: int) -> None:
+        """Has the rows that are written from now on belong to ``epoch``."""
+        self._set_open(epoch)
+
     def note_published(self, publication: Publication) -> None:
         """Records that the commit of ``publication`` is on the remote; the caller settles."""
         assert publication.digest is not None
@@ -185,6 +216,10 @@ class Progress:
         self._database.execute("DELETE FROM publication_part")
         self._database.execute("DELETE FROM confirmed")
         self._database.execute("DELETE FROM place_gone WHERE epoch <= ?", (publication.epoch,))
+        for table in STEPPED_BACK:
+            self._database.execute(
+                f"DELETE FROM {table}_past WHERE until <= ?", (publication.epoch - MOST_STEPS_BACK,)
+            )
         self.note_epoch(publication.epoch, publication.time_ns, self.device, publication.digest)
 
     def note_epoch(self, epoch: int, time_ns: int, device: int, digest: bytes) -> None:

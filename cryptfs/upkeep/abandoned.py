@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Final
 
 from cryptfs.crypto.keys import VaultKeys
@@ -37,20 +38,27 @@ def note_unreferenced(state: StateFolder, sizes: Mapping[str, int], now_ns: int)
     Raises OSError when that cannot be remembered.
     """
     path = state.path / "unreferenced"
-    try:
-        before = json.loads(path.read_text())
-    except (OSError, ValueError):
-        before = {}
-    since = {}
+    before = _noted(path)
+    after = {}
     for name, size in sizes.items():
-        noted = before.get(name)
+        noted_size, time_ns = before.get(name, (size, now_ns))
         # A clock that was set back must not put it off for years.
-        is_same = isinstance(noted, list) and noted[0] == size and noted[1] <= now_ns
-        since[name] = int(noted[1]) if is_same else now_ns
-    after = {name: [sizes[name], time_ns] for name, time_ns in since.items()}
+        is_same = noted_size == size and time_ns <= now_ns
+        after[name] = size, time_ns if is_same else now_ns
     if after != before:
         write_atomically(path, json.dumps(after).encode())
-    return since
+    return {name: time_ns for name, (_, time_ns) in after.items()}
+
+
+def _noted(path: Path) -> dict[str, tuple[int, int]]:
+    """Returns sizes and times by name; what cannot be read was never noted."""
+    try:
+        return {
+            str(name): (int(size), int(time_ns))
+            for name, (size, time_ns) in json.loads(path.read_text()).items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def is_ours(keys: VaultKeys, name: str, data: bytes) -> bool:

@@ -12,6 +12,7 @@ here before that: whoever dies between the two finds them here, and so does the 
 
 from __future__ import annotations
 
+import errno
 from contextlib import suppress
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def _write(path: Path, data: bytes) -> None:
         write_atomically(path, data)
         sync_folder(path.parent.parent)
     except OSError as error:
-        kind = OutOfSpace if error.errno == 28 else CryptfsError
+        kind = OutOfSpace if error.errno == errno.ENOSPC else CryptfsError
         raise kind(
             f"nothing was changed: the good copy of an object cannot be written to {path.parent} "
             f"first: {error.strerror}"

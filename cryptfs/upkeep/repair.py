@@ -39,7 +39,7 @@ async def plan_repair(
 
 
 def tidy_up(source: Checkable, found: Examined) -> None:
-    """Gives up what earlier repairs set aside, after a check that found nothing to repair."""
+    """Gives up what earlier repairs set aside, if a check of everything found nothing to repair."""
     if not found.packs.damages and not found.line.broken:
         forget_set_aside(source.state)
 
