@@ -24,10 +24,12 @@ from cryptfs.cli.display import (
     warn,
 )
 from cryptfs.cli.examples import examples
+from cryptfs.cli.limits import Limits, limit_down_option
 from cryptfs.cli.places import remote_of, surroundings
 from cryptfs.control import format_time
 from cryptfs.errors import CryptfsError, IntegrityError, UsageError
-from cryptfs.remote.base import ObjectInfo, Remote
+from cryptfs.remote.base import ObjectInfo
+from cryptfs.remote.stack import Stack
 from cryptfs.store.state import StateFolder
 from cryptfs.unlock import Unlocked
 from cryptfs.upkeep.check import Examined, Scale, examine, examine_metadata
@@ -97,6 +99,7 @@ class Outcome:
     type=click.IntRange(0, (1 << 32) - 1),
     help="Read the packs that --sample read with this seed.",
 )
+@limit_down_option
 @click.option("--again", is_flag=True, help="Begin anew; do not go on where a check was ended.")
 @click.option("--repair", is_flag=True, help="Repair what can be, from what this device has.")
 @click.option("--yes", is_flag=True, help="Do not ask before a damaged object is deleted.")
@@ -107,6 +110,7 @@ def check(
     data: bool,
     share: float | None,
     seed: int | None,
+    limit_down: int | None,
     again: bool,
     repair: bool,
     yes: bool,
@@ -128,7 +132,8 @@ def check(
     if repair and as_json and not yes:
         raise UsageError("--json asks nobody; add --yes to repair")
     wishes = Wishes(data, share, seed, again, repair, yes, as_json)
-    outcome = trio.run(_check, place, secret, wishes)
+    remote = remote_of(place, Limits(down=limit_down).treatment)
+    outcome = trio.run(_check, remote, secret, wishes)
     findings = [finding_as_json(finding) for finding in outcome.findings]
     if as_json:
         show_json({"done": outcome.done, "left": findings} if repair else findings)
@@ -154,9 +159,8 @@ def random_seed() -> int:
     return int.from_bytes(os.urandom(4), "big")
 
 
-async def _check(place: str, secret: SecretSource, wishes: Wishes) -> Outcome:
+async def _check(remote: Stack, secret: SecretSource, wishes: Wishes) -> Outcome:
     around = surroundings()
-    remote = remote_of(place)
     try:
         unlocked = await open_with(remote, secret, around.state_root, only_look=True)
         # Without its header, none is noted as seen.
@@ -177,7 +181,7 @@ async def _check(place: str, secret: SecretSource, wishes: Wishes) -> Outcome:
 
 
 async def _round(
-    remote: Remote, unlocked: Unlocked, around: Surroundings, wishes: Wishes, outcome: Outcome
+    remote: Stack, unlocked: Unlocked, around: Surroundings, wishes: Wishes, outcome: Outcome
 ) -> bool:
     """Checks and repairs; whether that is all. Else the local state is to be made anew."""
     listed = await remote.list("")
@@ -189,7 +193,7 @@ async def _round(
             is_open = True
             for notice in opened.notices:
                 warn(notice)
-            return await _look(opened, listed, around, wishes, outcome)
+            return await _look(opened, remote, listed, around, wishes, outcome)
     except IntegrityError as error:
         if is_open:
             raise
@@ -201,6 +205,7 @@ async def _round(
 
 async def _look(
     opened: Opened,
+    remote: Stack,
     listed: list[ObjectInfo],
     around: Surroundings,
     wishes: Wishes,
@@ -213,7 +218,7 @@ async def _look(
         say(f"Checking epoch {head.number}, published {when} by {printable(head.device_name)}.")
     sample, record = _record(view.state, around, wishes)
     try:
-        with progress_bar("Checking") as on_bytes:
+        with progress_bar("Checking", lambda: remote.traffic.received_bytes) as on_bytes:
             scale = Scale(sample, record, on_bytes, around.clock_ns)
             found = await examine(view, listed, scale)
         if wishes.repair and _is_to_be_rebuilt(opened, found, wishes, outcome):

@@ -24,7 +24,8 @@ from cryptfs.errors import IntegrityError
 from cryptfs.format.pack import RAW, ZSTD, ChunkPlace, open_chunk
 from cryptfs.ids import CHUNK_SIZE, ObjectKind
 from cryptfs.store.state import StateFolder, write_atomically
-from cryptfs.upkeep.gc_plan import DAY_NS, GRACE_DAYS
+from cryptfs.upkeep.gc_plan import GRACE_DAYS
+from cryptfs.upkeep.retention import DAY_NS
 
 GRACE_NS: Final = GRACE_DAYS * DAY_NS
 

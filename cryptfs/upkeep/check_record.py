@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from cryptfs.ids import ClockNs
-from cryptfs.upkeep.gc_plan import DAY_NS
+from cryptfs.upkeep.retention import DAY_NS
 
 MOST_AGE_NS: Final = 30 * DAY_NS
 """What was found whole longer ago is read again."""
