@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import trio
 
+from cryptfs.concurrency import open_nursery
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.errors import IntegrityError
 from cryptfs.format.metadata import (
@@ -24,6 +25,7 @@ from cryptfs.format.rows import RowBatch
 from cryptfs.ids import ObjectKind
 from cryptfs.sync.kept import KeptLine
 from cryptfs.sync.publish import CHECKPOINT_EVERY
+from cryptfs.sync.pull import COMMITS_AHEAD
 from cryptfs.upkeep.findings import Finding, Severity
 from cryptfs.upkeep.inventory import Inventory, Tally
 
@@ -120,11 +122,9 @@ class LineCheck:
 
     async def run(self) -> LineReport:
         report = self._report
-        checkpoints = [
-            await self._read(NameKind.CHECKPOINT, epoch) for epoch in self._checkpoints()
-        ]
+        checkpoints = await self._read_all(NameKind.CHECKPOINT, self._checkpoints())
         report.checkpoints = {one.epoch for one in checkpoints if not one.wrong}
-        commits = [await self._read(NameKind.COMMIT, epoch) for epoch in self._expected()]
+        commits = await self._read_all(NameKind.COMMIT, self._expected())
         self._compare(commits, checkpoints)
         report.commits = {one.epoch for one in commits if not one.wrong}
         for one in checkpoints + commits:
@@ -173,26 +173,39 @@ class LineCheck:
 
     # -- reading ---------------------------------------------------------------------------
 
-    async def _read(self, kind: NameKind, epoch: int) -> _Read:
-        one = _Read(epoch, kind)
+    async def _read_all(self, kind: NameKind, epochs: Sequence[int]) -> list[_Read]:
+        """Reads some at once: far off each takes a round trip."""
+        found = [_Read(epoch, kind) for epoch in epochs]
+        waiting = iter(found)
+
+        async def work() -> None:
+            for one in waiting:
+                await self._read(one)
+
+        async with open_nursery() as nursery:
+            for _ in range(COMMITS_AHEAD):
+                nursery.start_soon(work)
+        return found
+
+    async def _read(self, one: _Read) -> None:
         self._inventory.claim(one.name)
-        parse = parse_commit if kind is NameKind.COMMIT else parse_checkpoint
+        parse = parse_commit if one.kind is NameKind.COMMIT else parse_checkpoint
         try:
             data = await self._inventory.read(one.name)
             self._tally.count(len(data or b""))
             if data is None:
                 one.wrong.append((f"{one.word}-missing", one.name, " is missing"))
                 self._ask_kept(one)
-                return one
-            one.envelope, first = await trio.to_thread.run_sync(parse, data, self._line.keys, epoch)
+                return
+            keys = self._line.keys
+            one.envelope, first = await trio.to_thread.run_sync(parse, data, keys, one.epoch)
         except IntegrityError as error:
             one.wrong.append((f"{one.word}-damaged", one.name, f" is damaged: {error}"))
             self._ask_kept(one)
-            return one
+            return
         one.digest = object_digest(data)
         await self._read_parts(one)
         self._claim_packs(one, first)
-        return one
 
     def _ask_kept(self, one: _Read) -> None:
         """Claims the parts that a lost part 000 listed, if this device kept it."""
