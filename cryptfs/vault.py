@@ -16,6 +16,7 @@ import trio
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.recovery_key import RecoveryKey
 from cryptfs.errors import (
+    CryptfsError,
     EpochTaken,
     LoginNeeded,
     OutOfSpace,
@@ -46,11 +47,13 @@ from cryptfs.store.state import StateFolder, write_atomically
 from cryptfs.store.tree import Tree
 from cryptfs.sync.cache import PackCache
 from cryptfs.sync.follow import Follower
+from cryptfs.sync.kept import KeptLine
 from cryptfs.sync.packs import Packs
 from cryptfs.sync.publish import Publisher
 from cryptfs.sync.pull import Puller
 from cryptfs.sync.replay import Followed, Replay
 from cryptfs.unlock import SlotRequest, Unlocked, keep_header, new_slot
+from cryptfs.upkeep.check_state import Rebuilt
 from cryptfs.upkeep.conflict_requests import (
     CONFLICT_REQUESTS,
     answer_about_conflicts,
@@ -161,6 +164,8 @@ class Notices:
 
     all: list[str] = field(default_factory=list)
     private: list[str] = field(default_factory=list)
+    rebuilt: list[Rebuilt] = field(default_factory=list)
+    """The local state, if it could not be read and was made anew."""
 
 
 class Vault:
@@ -170,6 +175,7 @@ class Vault:
         self.view = view
         self.notices = notices.all
         self.private_notices = notices.private
+        self.rebuilt = notices.rebuilt
         self._clock_ns = around.clock_ns
         self._is_running = False
         self.myself = Myself(view.database)
@@ -205,6 +211,7 @@ class Vault:
             clock_ns=around.clock_ns, random_bytes=around.random_bytes,
         )  # fmt: skip
         self.puller = Puller(view.database, view.progress, view.remote, view.keys)
+        self.publisher.keep = self.puller.keep = KeptLine(view.state.line).keep
         self.on_followed: Callable[[Followed], Awaitable[object]] = _nobody_looks
         """Awaited when the vault followed its line, with what that changed."""
         self.follower = Follower(
@@ -270,14 +277,24 @@ class Vault:
             device_name=self.identity.name, clock_ns=self._clock_ns,
         )  # fmt: skip
 
-    async def pull(self, *, accept_rollback: bool = False) -> None:
-        """Brings what others published; goes on with what is here if the remote is away."""
+    async def pull(self, *, accept_rollback: bool = False, only_look: bool = False) -> None:
+        """Brings what others published; goes on with what is here if the remote is away.
+
+        ``only_look`` goes on with what is here also where the remote is damaged or went back, and
+        takes nothing for the work of another device that came first.
+        """
+        if only_look and not self.view.remote.capabilities.atomic_create:
+            accept_rollback = True
         try:
             await self.follower.follow(mounted=False, accept_rollback=accept_rollback)
         except (VaultUnreachable, LoginNeeded) as error:
             if not self.view.progress.published_epoch:
                 raise
             self.notices.append(f"{error}; going on with what is on this device")
+        except CryptfsError as error:
+            if not only_look or not self.view.progress.published_epoch:
+                raise
+            log.info("looking at what is here: %s", error)
 
     async def follow(self) -> Followed:
         """Brings what others published while the vault is mounted."""
@@ -378,7 +395,7 @@ async def open_vault(
 
     ``accept_rollback`` goes on from a remote that went back: this device begins anew from it,
     because going on from the newer state would leave the other devices a gap; what was here is
-    moved aside. ``only_look`` shows what is here and does not compare.
+    moved aside. ``only_look`` shows what is here where the remote cannot be followed.
     Raises VaultBusy, RollbackError, VaultUnreachable (only when nothing is here yet).
     """
     state = StateFolder(around.state_root, unlocked.keys.vault_id)
@@ -428,7 +445,7 @@ async def _open_locked(
         vault.identity.note_machine(around.machine_of(state.database), keys.vault_id)
         await vault.recover()
         vault.identity.is_new = is_new
-        await vault.pull(accept_rollback=only_look)
+        await vault.pull(only_look=only_look)
         vault.identity.is_new = False
         vault.news.begin()
         await vault.settler.settle()
@@ -444,8 +461,8 @@ async def _open_locked(
 def _open_database(
     state: StateFolder, keys: VaultKeys, around: Surroundings, notices: Notices
 ) -> tuple[Database, bool]:
-    if state.database.exists():
-        try:
+    try:
+        if state.database.exists():
             database = Database(state.database, keys.state_database)
             try:
                 if not database.is_unfinished:
@@ -459,19 +476,19 @@ def _open_database(
                 database.close()
                 raise
             database.close()
-            state.database.unlink()
-        except StateDamaged as error:
-            waiting = sum(1 for _ in state.spool.iterdir())
-            names = unsaved_names(state.database, keys.state_database, _MOST_NAMED)
-            aside = state.move_damaged_aside()
-            notices.all.append(
-                f"{error}. It is being rebuilt from the vault; changes that were not published "
-                f"could not be saved ({waiting} packs of them are kept in {aside})"
-            )
-            if names:
-                shown = ", ".join(ascii(os.fsdecode(name))[1:-1] for name in names)
-                more = " and perhaps more" if len(names) == _MOST_NAMED else ""
-                notices.private.append(f"not saved, or not as they were last: {shown}{more}")
+        if state.was_used:
+            raise StateDamaged(f"the local state {state.database} is gone")
+        state.database.unlink(missing_ok=True)
+    except StateDamaged as error:
+        waiting = sum(1 for _ in state.spool.iterdir())
+        names = unsaved_names(state.database, keys.state_database, _MOST_NAMED)
+        rebuilt = Rebuilt(str(error), state.move_damaged_aside(), waiting, tuple(names))
+        notices.rebuilt.append(rebuilt)
+        notices.all.append(rebuilt.sentence)
+        if names:
+            shown = ", ".join(ascii(os.fsdecode(name))[1:-1] for name in names)
+            more = " and perhaps more" if len(names) == _MOST_NAMED else ""
+            notices.private.append(f"not saved, or not as they were last: {shown}{more}")
     return _create_database(state, keys, around), True
 
 
@@ -482,11 +499,33 @@ def _create_database(state: StateFolder, keys: VaultKeys, around: Surroundings) 
     return database
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A vault opened for one command; ``vault`` is None while it is mounted."""
+
+    view: View
+    vault: Vault | None
+    notices: list[str]
+    mountpoint: str = ""
+
+
 @asynccontextmanager
 async def open_view(
     remote: Remote, unlocked: Unlocked, around: Surroundings, *, only_look: bool = False
 ) -> AsyncIterator[tuple[View, list[str]]]:
     """Opens the vault for reading: the newest state, or while it is mounted the settled one."""
+    async with open_as_it_is(remote, unlocked, around, only_look=only_look) as opened:
+        yield opened.view, opened.notices
+
+
+@asynccontextmanager
+async def open_as_it_is(
+    remote: Remote, unlocked: Unlocked, around: Surroundings, *, only_look: bool = False
+) -> AsyncIterator[Opened]:
+    """Opens the vault, or while it is mounted what is settled of it, read-only.
+
+    ``only_look`` opens it also where the remote is damaged or went back, as far as that goes.
+    """
     try:
         vault = await open_vault(remote, unlocked, around, only_look=only_look)
     except VaultBusy:
@@ -498,13 +537,14 @@ async def open_view(
         try:
             notice = f"the vault is mounted at {holder.mountpoint}: this is its settled state"
             with noting_damage(state):
-                yield _view(remote, unlocked.keys, state, database, around), [notice]
+                view = _view(remote, unlocked.keys, state, database, around)
+                yield Opened(view, None, [notice], holder.mountpoint)
         finally:
             database.close()
         return
     try:
         with noting_damage(vault.view.state):
-            yield vault.view, vault.notices + vault.private_notices
+            yield Opened(vault.view, vault, vault.notices + vault.private_notices)
     finally:
         vault.close()
 

@@ -307,6 +307,18 @@ class Garbage:
             database.execute("DELETE FROM chunk WHERE id = ?", (copy,))
         return is_whole
 
+    def share(self, chunk: int, twin: int) -> None:
+        """Lets a chunk that is lost lie where an equal one does. Only at the instant that closes
+        an epoch.
+        """
+        epoch, _ = _epochs(self._database)
+        self._database.execute(
+            "UPDATE chunk SET (pack, piece, offset, stored, plain, codec) = "
+            "(SELECT pack, piece, offset, stored, plain, codec FROM chunk WHERE id = ?1), "
+            "since = ?2 WHERE id = ?3",
+            (twin, epoch, chunk),
+        )
+
     # -- dead objects --------------------------------------------------------------------------
 
     def dead_objects(self) -> list[DeadObject]:

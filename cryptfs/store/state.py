@@ -14,6 +14,10 @@
         state.db     the encrypted database, and its -wal and -shm
         spool/       packs being filled or waiting for upload
         cache/       packs of a distant remote, downloaded or just published
+        line/        commits of the newest epochs, as they lie on the remote
+        repair/      good bytes of an object that a repair is about to replace
+        unreferenced which objects of the remote nothing refers to, and since when
+        check-data   how far a check is that opens everything; check-sample some
 
 Mode 0700. A state that cannot be read is moved aside, never deleted.
 """
@@ -57,6 +61,7 @@ class StateFolder:
         self.database = self.path / "state.db"
         self.spool = self.path / "spool"
         self.cache = self.path / "cache"
+        self.line = self.path / "line"
         self.control = self.path / "control"
         self.log = self.path / "log"
         self.header = self.path / "header"
@@ -177,6 +182,12 @@ class StateFolder:
         """Whether damage was met while the state was in use, and nobody has looked since."""
         return self._damaged.exists()
 
+    @property
+    def was_used(self) -> bool:
+        """Whether files lie here that only a state that was in use leaves: for when it is gone."""
+        log = self.database.with_name(self.database.name + "-wal")
+        return any(self.spool.iterdir()) or (log.exists() and not self.database.exists())
+
     def suspect_damage(self) -> None:
         """Has the next start read the whole database before it is used."""
         write_atomically(self._damaged, b"")
@@ -217,11 +228,13 @@ def known_states(root: Path) -> Iterator[StateFolder]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces a small file; after a crash it is the old or the new one. Mode 0600."""
+    """Replaces a file; after a crash it is the old or the new one. Mode 0600."""
     new = path.with_name(path.name + ".new")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, data)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
         os.fsync(fd)
     finally:
         os.close(fd)

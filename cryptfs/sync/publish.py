@@ -137,6 +137,8 @@ class Publisher:
         self.under_way: Upload | None = None
         self.before_closing: Callable[[], None] = lambda: None
         """Called at the instant that closes an epoch: what it changes is part of that."""
+        self.keep: Callable[[int, str, bytes | Path], None] = lambda epoch, name, source: None
+        """Told of each object of a commit, and of part 000 of a checkpoint, that is published."""
 
     @property
     def is_busy(self) -> bool:
@@ -254,6 +256,7 @@ class Publisher:
         self._progress.note_published(publication)
         self._seen.clear()
         await self._settler.settle()
+        await trio.to_thread.run_sync(self._keep_commit, publication.epoch, commit, parts)
         for pack in packs:
             self._spool.remove(pack.name)
         for name, _, _ in parts:
@@ -349,6 +352,12 @@ class Publisher:
             dedup=self._progress.dedup,
         )
 
+    def _keep_commit(self, epoch: int, commit: Path, parts: list[tuple[bytes, bytes, int]]) -> None:
+        """For a thread."""
+        self.keep(epoch, commit_name(epoch), commit)
+        for name, _, _ in parts:
+            self.keep(epoch, pack_name(name), spool_file(self._spool.folder, name))
+
     async def _checkpoint_if_due(self, publication: Publication) -> None:
         """Publishes a checkpoint where the last one is too old. The epoch is out already: what
         fails here is no failure of it, and the next publication tries again.
@@ -386,6 +395,7 @@ class Publisher:
                     pack_name(part.name), spool_file(self._spool.folder, part.name)
                 )
             await self._remote.create(checkpoint_name(publication.epoch), data)
+            self.keep(publication.epoch, checkpoint_name(publication.epoch), data)
         finally:
             for part in parts:
                 self._spool.remove(part.name)

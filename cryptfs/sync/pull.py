@@ -100,6 +100,8 @@ class Puller:
         self._remote = remote
         self._keys = keys
         self._met_own_number = False
+        self.keep: Callable[[int, str, bytes], None] = lambda epoch, name, data: None
+        """Told of each object of a commit, and of part 000 of a checkpoint, that is applied."""
 
     async def look(self, *, accept_rollback: bool = False) -> Ahead:
         """Returns how far the line goes, and where it parts from what is in here.
@@ -166,7 +168,13 @@ class Puller:
         there = {epoch: await self._digest(epoch) for epoch in window}
         same = [epoch for epoch in window if there[epoch] == known.get(epoch)]
         others = [epoch for epoch in window if there[epoch] not in (None, known.get(epoch))]
+        for epoch in others:  # what does not open is damage, and nobody was first with it
+            parse_commit(await self._remote.get(commit_name(epoch)), self._keys, epoch)
         shared = max((one for one in same if not others or one < others[0]), default=0)
+        if not same and not others:
+            checkpoints = await self._epochs(CHECKPOINTS)
+            if any(seen < epoch <= head for epoch in checkpoints):  # cleaned up behind it
+                return Ahead(head, seen, tuple(checkpoints))
         if not shared:
             raise RollbackError(
                 f"none of the last {len(window)} epochs that this device has seen is in the vault "
@@ -239,6 +247,7 @@ class Puller:
                 log.warning("checkpoint %d is of no use (%s); an older one is tried", epoch, error)
                 continue
             self._progress.note_head(epoch, envelope.parent)
+            self.keep(epoch, checkpoint_name(epoch), data)
             self._progress.set_dedup(envelope.dedup)
             return epoch
         return 0
@@ -345,6 +354,7 @@ class Puller:
                 apply_commit(self._database, batch, epoch)
             self._require_root()
         self._note(envelope, object_digest(data))
+        self.keep(epoch, commit_name(epoch), data)
 
     def _require_next(self, envelope: Envelope) -> None:
         if envelope.parent != self._progress.published_digest:
@@ -365,6 +375,8 @@ class Puller:
         for part in envelope.parts:
             data = await self._part(envelope, part)
             yield parse_part(data, part, self._keys, of=kind, epoch=envelope.epoch)
+            if kind is ObjectKind.COMMIT:
+                self.keep(envelope.epoch, pack_name(part.name), data)
         yield first
 
     async def _part(self, envelope: Envelope, part: PartRef) -> bytes:
@@ -390,6 +402,9 @@ class Puller:
             envelope, first = parse_commit(data, self._keys, epoch)
             parts = tuple([await self._part(envelope, part) for part in envelope.parts])
             arrived.append(Arrived(envelope, first, parts, object_digest(data)))
+            self.keep(epoch, commit_name(epoch), data)
+            for part, part_data in zip(envelope.parts, parts, strict=True):
+                self.keep(epoch, pack_name(part.name), part_data)
             size_bytes += len(data) + sum(map(len, parts))
             return size_bytes < MOST_FETCHED_BYTES
 
