@@ -383,7 +383,8 @@ def kernel_time_ns() -> int:
 async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
     """Opens the vault, mounts it, and serves it to its end."""
     key = RecoveryKey(request.digits.encode())
-    unlocked = Unlocked(key, VaultKeys.derive(key), None)
+    former = [RecoveryKey(digits.encode()) for digits in request.former]
+    unlocked = Unlocked(key, VaultKeys.derive(key, former), None)
     treatment = Treatment(
         None if request.verify is None else Verify(request.verify),
         request.limit_up,
@@ -407,6 +408,8 @@ async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
     try:
         for notice in vault.notices:
             log.warning("%s", notice)
+        if not request.read_only:
+            await _finish_key_change(vault)
         at = None if request.at is None else vault.points.find(request.at, around.clock_ns())
         if at is not None:
             request = replace(request, read_only=True)
@@ -421,6 +424,13 @@ async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
     finally:
         vault.close()
         await remote.close()
+
+
+async def _finish_key_change(vault: Vault) -> None:
+    try:
+        await vault.finish_key_change()
+    except CryptfsError as error:
+        log.warning("the change of the vault's key is finished by the next publication: %s", error)
 
 
 def main() -> int:

@@ -16,6 +16,8 @@ import trio
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.recovery_key import RecoveryKey
 from cryptfs.errors import (
+    IntegrityError,
+    KeyChanged,
     LoginNeeded,
     OutOfSpace,
     RollbackError,
@@ -23,7 +25,7 @@ from cryptfs.errors import (
     VaultBusy,
     VaultUnreachable,
 )
-from cryptfs.format.header import Header, encode_header
+from cryptfs.format.header import encode_header, new_header
 from cryptfs.format.names import header_name, parse_name
 from cryptfs.fs.dirty import DirtyChunks
 from cryptfs.fs.files import Files
@@ -37,6 +39,7 @@ from cryptfs.remote.base import Remote
 from cryptfs.store.content import Content
 from cryptfs.store.database import Database, StateDamaged, is_damage, unsaved_names
 from cryptfs.store.progress import Progress
+from cryptfs.store.rekeying import finish_moving
 from cryptfs.store.spool import Spool, spool_file
 from cryptfs.store.state import StateFolder, write_atomically
 from cryptfs.store.tree import Tree
@@ -128,11 +131,11 @@ def _view(
     around: Surroundings,
 ) -> View:
     progress = Progress(database)
-    content = Content(database, progress)
+    content = Content(database, progress, keys.key_epoch)
     packs = Packs(content, remote, keys, state.spool, PackCache(state.cache, around.cache_bytes))
     return View(
         remote, keys, state, database, progress, Tree(database, progress), content, packs,
-        ChunkReader(content, packs),
+        ChunkReader(content, packs, keys),
     )  # fmt: skip
 
 
@@ -216,6 +219,7 @@ class Vault:
 
     async def pull(self, *, accept_rollback: bool = False) -> None:
         """Brings what others published; goes on with what is here if the remote is away."""
+        is_new = not self.view.progress.published_epoch
         try:
             pulled = await self.puller.pull(accept_rollback=accept_rollback)
         except (VaultUnreachable, LoginNeeded) as error:
@@ -223,12 +227,22 @@ class Vault:
                 raise
             self.notices.append(f"{error}; going on with what is on this device")
             return
+        except KeyChanged as error:
+            if is_new:
+                raise
+            self.notices.append(str(error))
+            return
         if pulled.diverged:
             self.notices.append(
                 f"another device published up to epoch {pulled.head} while this one had changes "
                 "of its own: they are kept here and cannot be published yet"
             )
         await self.settler.settle()
+
+    async def finish_key_change(self) -> None:
+        """Publishes the first epoch of a new key, if a process died before it did."""
+        if self.view.progress.head_key_epoch < self.view.keys.key_epoch:
+            await self.publisher.publish()
 
     def history(self, root_epoch: int | None = None) -> History:
         """Returns the past as a mount shows it; with an epoch it is the whole mount."""
@@ -326,11 +340,13 @@ async def _open_locked(
     only_look: bool = False,
 ) -> Vault:
     keys = unlocked.keys
+    finish_moving(state, keys.vault_id)
     if unlocked.header is not None:
         keep_header(state, remote.url, unlocked.header, keys)
     notices = Notices()
     database, is_new = _open_database(state, keys, around, notices)
     try:
+        _require_former_keys(database, keys)
         spool = Spool(state.spool, keys, around.random_bytes)
         vault = Vault(_view(remote, keys, state, database, around), spool, around, notices)
         await vault.recover()
@@ -382,9 +398,25 @@ def _open_database(
     return _create_database(state, keys, around), True
 
 
+def _require_former_keys(database: Database, keys: VaultKeys) -> None:
+    """Raises IntegrityError when it is not known how many keys the vault had before this one:
+    then nothing may be sealed in its name.
+    """
+    if Progress(database).least_key_epoch > keys.key_epoch:
+        raise IntegrityError(
+            "the former keys of this vault are not known here, because no header of it is whole; "
+            "make one, while the vault's place can be reached, with: cryptfs key add-password --key"
+        )
+
+
 def _create_database(state: StateFolder, keys: VaultKeys, around: Surroundings) -> Database:
     database = Database(state.database, keys.state_database, create=True)
-    Progress.create(database, device=_device_number(around.random_bytes), dedup=True)
+    Progress.create(
+        database,
+        device=_device_number(around.random_bytes),
+        dedup=True,
+        key_epoch=keys.key_epoch,
+    )
     Tree(database, Progress(database)).add_root(os.getuid(), os.getgid(), around.clock_ns())
     return database
 
@@ -457,15 +489,13 @@ async def init_vault(
     await check_vacant(remote)
     unlocked = Unlocked(key, VaultKeys.derive(key), None)
     slots = () if slot is None else (new_slot(unlocked, slot, 1, around.random_bytes),)
-    header = Header(
-        vault_id=unlocked.keys.vault_id, sequence=1, slots=() if slot_is_local else slots
-    )
+    header = new_header(unlocked.keys, 1, () if slot_is_local else slots)
     unlocked = Unlocked(key, unlocked.keys, header)
     vault = await open_vault(remote, unlocked, around)
     try:
         vault.view.progress.set_dedup(dedup)
         if slot_is_local:
-            local = Header(vault_id=unlocked.keys.vault_id, sequence=1, slots=slots)
+            local = new_header(unlocked.keys, 1, slots)
             write_atomically(vault.view.state.local_slots, encode_header(local, unlocked.keys))
         await vault.publisher.publish()
         await remote.create(header_name(1), encode_header(header, unlocked.keys))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,24 +46,40 @@ class Progress:
 
     def __init__(self, database: Database):
         self._database = database
-        row = database.row(
-            "SELECT device, next_id, open_epoch, published_epoch, published_digest, dedup "
-            "FROM progress"
+        self.compressed_saved = 0
+        self.dedup_saved = 0
+        next_id = int(database.value("SELECT next_id FROM progress"))
+        self._ids = itertools.count(next_id)
+        self._reserved = next_id
+        self._load()
+
+    def _load(self) -> None:
+        """Reads everything but the ids, which are counted here: none is ever given out twice."""
+        row = self._database.row(
+            "SELECT device, open_epoch, published_epoch, published_digest, dedup FROM progress"
         )
         assert row is not None
         self.device: int = row[0]
-        self._ids = itertools.count(int(row[1]))
-        self._reserved = row[1]
-        self.open_epoch: int = row[2]
-        self.published_epoch: int = row[3]
-        self.published_digest: bytes = row[4]
-        self.dedup: bool = bool(row[5])
-        self.compressed_saved = 0
-        self.dedup_saved = 0
+        self.open_epoch: int = row[1]
+        self.published_epoch: int = row[2]
+        self.published_digest: bytes = row[3]
+        self.dedup: bool = bool(row[4])
+
+    @contextmanager
+    def undo_on_error(self) -> Iterator[None]:
+        """Takes back what the body changed if it raises, what is counted in memory as well."""
+        try:
+            with self._database.undo_on_error():
+                yield
+        except BaseException:
+            if not self._database.lost:
+                self._load()
+            raise
 
     @staticmethod
-    def create(database: Database, *, device: int, dedup: bool) -> None:
+    def create(database: Database, *, device: int, dedup: bool, key_epoch: int = 1) -> None:
         """Writes the first row of a new state; the caller commits."""
+        database.execute("INSERT INTO key_line VALUES (1, 1, ?)", (key_epoch,))
         database.execute(
             "INSERT INTO progress VALUES (1, ?, ?, ?, 1, 0, ?, ?, 0, 0)",
             (SCHEMA_VERSION, device, first_id(device), NO_DIGEST, int(dedup)),
@@ -92,6 +110,29 @@ class Progress:
         row = self._database.row("SELECT compressed_saved, dedup_saved FROM progress")
         assert row is not None
         return int(row[0]) + self.compressed_saved, int(row[1]) + self.dedup_saved
+
+    # -- keys ------------------------------------------------------------------------------
+
+    @property
+    def head_key_epoch(self) -> int:
+        """The key epoch in which the newest epoch in here is sealed."""
+        return int(self._database.value("SELECT head FROM key_line") or 1)
+
+    @property
+    def least_key_epoch(self) -> int:
+        """The lowest key epoch in which the vault's newest epoch may be sealed: with an older key
+        somebody can write who was to be shut out when it was changed.
+        """
+        return int(self._database.value("SELECT least FROM key_line") or 1)
+
+    def note_key_epoch(self, key_epoch: int) -> None:
+        """Records in which key epoch the newest epoch in here is sealed. It never goes back."""
+        if key_epoch != self.head_key_epoch:
+            self._database.execute(
+                "INSERT INTO key_line VALUES (1, ?1, ?1) ON CONFLICT (one) DO UPDATE SET "
+                "head = excluded.head, least = max(least, excluded.least)",
+                (key_epoch,),
+            )
 
     # -- epochs ----------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ statement can forget to. A row made and unmade inside one epoch leaves no trace.
 Place tables (chunk, pack) say where bytes lie. That is no history: ``since`` only.
 
 Local tables (spooled, journal, orphan, progress, publication, confirmed, condemned, place_gone,
-dead_object, last_done) never leave this device.
+dead_object, last_done, key_line) never leave this device.
 """
 
 from __future__ import annotations
@@ -206,6 +206,13 @@ CREATE TABLE IF NOT EXISTS last_done (
     what    TEXT PRIMARY KEY,
     time_ns INTEGER NOT NULL
 ) WITHOUT ROWID;
+
+-- With which of the vault's keys its epochs are sealed. Without a row: there is only one.
+CREATE TABLE IF NOT EXISTS key_line (
+    one   INTEGER PRIMARY KEY CHECK (one = 1),
+    head  INTEGER NOT NULL,     -- the key epoch of the newest epoch in here
+    least INTEGER NOT NULL      -- a newest epoch of a lower key epoch is refused
+);
 """
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -27,6 +28,7 @@ from cryptfs.errors import CryptfsError, IntegrityError, ObjectNotFound, Rollbac
 from cryptfs.format.metadata import (
     Envelope,
     object_digest,
+    open_with_any,
     parse_checkpoint,
     parse_commit,
     parse_part,
@@ -46,6 +48,7 @@ from cryptfs.store.database import Database
 from cryptfs.store.exchange import apply_checkpoint, apply_commit
 from cryptfs.store.progress import Progress
 from cryptfs.store.schema import PLACE_TABLES, TREE_TABLES
+from cryptfs.sync.key_change import why_closed
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +100,8 @@ class Puller:
         if await self._is_ours(head):
             return Pulled(head, 0)
         if self._progress.publication() is not None or (seen and self._progress.has_changes()):
+            with suppress(IntegrityError, ObjectNotFound):  # nothing of it is believed here
+                await self._open_commit(await self._remote.get(commit_name(head)), head)
             return Pulled(head, 0, diverged=True)
         start = seen
         if seen == 0 or is_overtaken:
@@ -107,7 +112,7 @@ class Puller:
                 raise _gone(seen, head)
             if start == head:  # else the next commit's parent shows it
                 await self._compare_head(head)
-        await self._apply_all(range(start + 1, head + 1))
+        await self._go_to_head(range(start + 1, head + 1))
         return Pulled(head, head - seen)
 
     async def _refuse_rollback(self, head: int, seen: int) -> bool:
@@ -171,7 +176,9 @@ class Puller:
                 envelope, first = parse_checkpoint(data, self._keys, epoch)
                 with self._database.undo_on_error():
                     self._clear()
-                    async for batch in self._batches(envelope, first, ObjectKind.CHECKPOINT):
+                    async for batch in self._batches(
+                        envelope, first, ObjectKind.CHECKPOINT, self._keys
+                    ):
                         apply_checkpoint(self._database, batch)
                     self._require_same_line(known, epoch)
             except RollbackError:
@@ -180,6 +187,7 @@ class Puller:
                 log.warning("checkpoint %d is of no use (%s); an older one is tried", epoch, error)
                 continue
             self._progress.note_head(epoch, envelope.parent)
+            self._progress.note_key_epoch(self._keys.key_epoch)
             self._progress.set_dedup(envelope.dedup)
             return epoch
         return 0
@@ -216,6 +224,25 @@ class Puller:
                     "was changed"
                 )
 
+    async def _go_to_head(self, epochs: range) -> None:
+        """Applies these epochs, up to the head, which has to be sealed with no older key than this
+        device accepts.
+
+        Where the key was changed on the way, what lies before the change is believed because
+        the first epoch of the new key names it: until that was applied, all of it may be undone.
+        """
+        least = self._progress.least_key_epoch
+        if self._progress.head_key_epoch >= least:
+            await self._apply_all(epochs)
+            return
+        with self._progress.undo_on_error():
+            await self._apply_all(epochs)
+            if self._progress.head_key_epoch < least:
+                raise IntegrityError(
+                    f"epoch {self._progress.published_epoch}, the newest of the vault, is sealed "
+                    "with a former key: epochs of the new one were removed"
+                )
+
     async def _apply_all(self, epochs: range) -> None:
         """Applies these epochs in order. One that does not come fails when its turn has come."""
         coming = {epoch: _Coming() for epoch in epochs}
@@ -246,7 +273,7 @@ class Puller:
         commit.done.set()
 
     async def _apply(self, epoch: int, data: bytes) -> None:
-        envelope, first = parse_commit(data, self._keys, epoch)
+        keys, envelope, first = await self._open_commit(data, epoch)
         if envelope.parent != self._progress.published_digest:
             raise IntegrityError(
                 f"epoch {epoch} does not continue epoch {self._progress.published_epoch}"
@@ -254,13 +281,32 @@ class Puller:
         with self._database.undo_on_error():
             if epoch == 1:
                 self._clear()
-            async for batch in self._batches(envelope, first, ObjectKind.COMMIT):
+            async for batch in self._batches(envelope, first, ObjectKind.COMMIT, keys):
                 apply_commit(self._database, batch, epoch)
         self._progress.note_epoch(epoch, envelope.time_ns, envelope.device, object_digest(data))
         self._progress.set_dedup(envelope.dedup)
+        self._progress.note_key_epoch(keys.key_epoch)
+
+    async def _open_commit(self, data: bytes, epoch: int) -> tuple[VaultKeys, Envelope, RowBatch]:
+        """Opens a commit that may be sealed with no older key than the newest epoch in here.
+
+        Raises IntegrityError, and KeyChanged where the vault has a newer key than we have.
+        """
+        try:
+            keys, envelope, first = open_with_any(parse_commit, data, self._keys, epoch)
+        except IntegrityError as error:
+            raise await why_closed(self._remote, self._keys, error) from error
+        if keys.key_epoch < self._progress.head_key_epoch:
+            raise IntegrityError(
+                f"epoch {epoch} is sealed with a former key of the vault: somebody who has that "
+                "key wrote it after the key was changed. Nothing was changed"
+            )
+        if envelope.former_keys != tuple(key.digits for key in keys.former):
+            raise IntegrityError(f"epoch {epoch} tells of other former keys than the vault had")
+        return keys, envelope, first
 
     async def _batches(
-        self, envelope: Envelope, first: RowBatch, kind: ObjectKind
+        self, envelope: Envelope, first: RowBatch, kind: ObjectKind, keys: VaultKeys
     ) -> AsyncIterator[RowBatch]:
         """Yields the rows of all parts in the order they were written, one in memory at a time."""
         for part in envelope.parts:
@@ -271,7 +317,7 @@ class Puller:
                     f"{pack_name(part.name)} is missing, a part of what epoch {envelope.epoch} "
                     "says: the vault cannot be read beyond it"
                 ) from None
-            yield parse_part(data, part, self._keys, of=kind, epoch=envelope.epoch)
+            yield parse_part(data, part, keys, of=kind, epoch=envelope.epoch)
         yield first
 
 

@@ -7,10 +7,12 @@ from typing import Final
 
 import trio
 
+from cryptfs.crypto.keys import VaultKeys
 from cryptfs.errors import IntegrityError
 from cryptfs.format.metadata import (
     Envelope,
     object_digest,
+    open_with_any,
     parse_checkpoint,
     parse_commit,
     parse_part,
@@ -57,19 +59,20 @@ class CommitCheck:
         self._inventory.claim(name)
         try:
             data = await self._inventory.read(name) or b""
-            envelope, _ = await trio.to_thread.run_sync(
-                parse_checkpoint, data, self._source.keys, epoch
+            keys, envelope, _ = await trio.to_thread.run_sync(
+                open_with_any, parse_checkpoint, data, self._source.keys, epoch
             )
             if digest is not None and envelope.parent != digest:
                 raise IntegrityError("it is of another history than this device has seen")
-            await self._read_parts(envelope, ObjectKind.CHECKPOINT)
+            await self._read_parts(envelope, ObjectKind.CHECKPOINT, keys)
         except IntegrityError as error:
             return Finding(
                 Severity.RISK, "checkpoint-damaged", f"{name} is of no use: {error}",
                 "nothing is lost: a new device reads the commits one by one instead; the file "
                 "may be deleted", name,
             )  # fmt: skip
-        self._good_checkpoint = max(self._good_checkpoint, epoch)
+        if keys.key_epoch == self._source.keys.key_epoch:  # others are not what anybody goes by
+            self._good_checkpoint = max(self._good_checkpoint, epoch)
         return None
 
     # -- commits ---------------------------------------------------------------------------
@@ -95,8 +98,8 @@ class CommitCheck:
             data = await self._inventory.read(name)
             if data is None:
                 return self._finding(epoch, "commit-missing", f"{name} is missing")
-            envelope, _ = await trio.to_thread.run_sync(
-                parse_commit, data, self._source.keys, epoch
+            keys, envelope, _ = await trio.to_thread.run_sync(
+                open_with_any, parse_commit, data, self._source.keys, epoch
             )
             if digest is not None and object_digest(data) != digest:
                 return self._finding(
@@ -104,12 +107,14 @@ class CommitCheck:
                     f"{name} is another one than this device has seen: somebody replaced the "
                     "history of the vault",
                 )  # fmt: skip
-            await self._read_parts(envelope, ObjectKind.COMMIT)
+            await self._read_parts(envelope, ObjectKind.COMMIT, keys)
         except IntegrityError as error:
             return self._finding(epoch, "commit-damaged", f"{name} is damaged: {error}")
         return None
 
-    async def _read_parts(self, envelope: Envelope, kind: ObjectKind) -> list[RowBatch]:
+    async def _read_parts(
+        self, envelope: Envelope, kind: ObjectKind, keys: VaultKeys
+    ) -> list[RowBatch]:
         """Verifies the further parts. Raises IntegrityError for the first that is not whole."""
         for part in envelope.parts:
             self._inventory.claim(pack_name(part.name))
@@ -118,7 +123,7 @@ class CommitCheck:
             data = await self._inventory.read(pack_name(part.name))
             if data is None:
                 raise IntegrityError(f"its part {pack_name(part.name)} is missing")
-            batches.append(parse_part(data, part, self._source.keys, of=kind, epoch=envelope.epoch))
+            batches.append(parse_part(data, part, keys, of=kind, epoch=envelope.epoch))
         return batches
 
     def _finding(self, epoch: int, kind: str, sentence: str) -> Finding:
@@ -151,7 +156,7 @@ class CommitCheck:
                 envelope, first = parse_commit(data, self._source.keys, epoch)
                 if parent is not None and envelope.parent != parent:
                     raise IntegrityError(f"it does not continue epoch {epoch - 1}")
-                parts = await self._read_parts(envelope, ObjectKind.COMMIT)
+                parts = await self._read_parts(envelope, ObjectKind.COMMIT, self._source.keys)
             except IntegrityError as error:
                 yield self._finding(epoch, "commit-damaged", f"{name} is damaged: {error}")
                 return

@@ -172,7 +172,7 @@ class PackCheck:
             self._note(pack, "pack-missing", f"{pack.name} is missing")
             return 0
         bad = await trio.to_thread.run_sync(
-            _damaged_chunks, self._source.keys, pack.name, data, chunks
+            _damaged_chunks, _keys_of(self._source, pack.id), pack.name, data, chunks
         )
         if bad:
             what = f"{len(bad)} of {len(chunks)} chunks" if len(chunks) > 1 else "the chunk"
@@ -233,9 +233,15 @@ async def is_whole(source: Checkable, name: str, data: bytes) -> bool:
         if pack_name(raw) == name:
             chunks = _chunks_of(source, id)
             return len(data) == size and not await trio.to_thread.run_sync(
-                _damaged_chunks, source.keys, name, data, chunks
+                _damaged_chunks, _keys_of(source, id), name, data, chunks
             )
     return False
+
+
+def _keys_of(source: Checkable, pack: int) -> VaultKeys:
+    """Returns what the pack is sealed with."""
+    row = source.content.pack_name(pack)
+    return source.keys if row is None else source.keys.of(row[1])
 
 
 def _damaged_chunks(keys: VaultKeys, name: str, data: bytes, chunks: list[_Chunk]) -> list[int]:
