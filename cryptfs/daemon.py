@@ -54,6 +54,7 @@ from cryptfs.fuse import Handlers
 from cryptfs.remote.location import open_remote
 from cryptfs.remote.stack import Stack, Treatment
 from cryptfs.remote.verifying import Verify
+from cryptfs.store.garbage import FormerPacks
 from cryptfs.sync.metered import is_metered
 from cryptfs.sync.policy import Housekeeping, PublishPolicy
 from cryptfs.sync.publish import Upload
@@ -300,6 +301,7 @@ class Mount:
             "size_bytes": size_bytes,
             "compression_saved_bytes": compressed,
             "dedup_saved_bytes": deduplicated,
+            "resealing": resealing_message(vault.collector.resealing.left()),
             "state": self._policy.state.value,
             "problem": None if problem is None else str(problem),
             "traffic": asdict(self._remote.traffic),
@@ -309,6 +311,19 @@ class Mount:
 def upload_message(upload: Upload) -> Message:
     """Returns how far an upload is."""
     return asdict(upload) | {"seconds_left": upload.seconds_left}
+
+
+def resealing_message(left: FormerPacks) -> Message | None:
+    """Returns what is still sealed with former keys; None if nothing is."""
+    if left == FormerPacks():
+        return None
+    packs, size_bytes, waiting_packs, waiting_bytes = left
+    return {
+        "packs": packs,
+        "bytes": size_bytes,
+        "waiting_packs": waiting_packs,
+        "waiting_bytes": waiting_bytes,
+    }
 
 
 def error_message(error: CryptfsError) -> Message:

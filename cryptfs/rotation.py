@@ -19,6 +19,7 @@ sealed with the former one but packs.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 from cryptfs.crypto.former_keys import MAX_FORMER_KEYS
@@ -89,6 +90,24 @@ async def rotate(
         vault.close()
     log.info("the vault has key %d now", keys.key_epoch)
     return fresh
+
+
+async def reseal(vault: Vault, on_bytes: Callable[[int, int], None]) -> list[str]:
+    """Seals anew what is sealed with former keys, in steps that are published one by one, and
+    tells the bytes of packs that are done, of how many. Returns what cannot be done, a sentence
+    each. Raises as publishing does; whoever goes on later goes on where this ended.
+    """
+    resealing = vault.collector.resealing
+    problems: dict[str, None] = {}
+    total = resealing.left().size_bytes
+    while resealing.is_due():
+        before = resealing.left()
+        report = await vault.collector.run_in_background()
+        problems |= dict.fromkeys(report.problems)
+        on_bytes(total - resealing.left().size_bytes, total)
+        if resealing.left() == before:  # what cannot be read is left alone
+            break
+    return list(problems)
 
 
 async def _delete_leftover_headers(remote: Remote, keys: VaultKeys, newest: int) -> None:

@@ -85,6 +85,14 @@ def count(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def resealing_text(left: dict[str, int]) -> str:
+    """How far the sealing anew is, after a change of the key."""
+    text = f"{count(left['packs'], 'pack')} ({format_size(left['bytes'])}) left to be sealed anew"
+    if left["waiting_packs"]:
+        text += f", {count(left['waiting_packs'], 'pack')} of a former key waiting to go"
+    return text
+
+
 def json_path(path: bytes) -> dict[str, str]:
     """``path`` for people, and ``path_bytes`` (base64) where that is not the whole truth."""
     try:

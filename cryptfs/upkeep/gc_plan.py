@@ -84,9 +84,18 @@ class PackPlan:
 
 
 def plan_packs(
-    usage: Usage, condemned: Sequence[Condemned], now_ns: int, grace_ns: int, limits: Limits
+    usage: Usage,
+    condemned: Sequence[Condemned],
+    now_ns: int,
+    grace_ns: int,
+    limits: Limits,
+    former: Sequence[int] = (),
 ) -> PackPlan:
-    """Returns which packs go, which are repacked, and which wait."""
+    """Returns which packs go, which are repacked, and which wait.
+
+    ``former`` are packs to be sealed anew, because they are sealed with a former key: they come
+    before those that are repacked for the room that they take.
+    """
     packs = {pack.id: pack for pack in usage.packs}
     waiting: list[int] = []
     drop: list[int] = []
@@ -101,7 +110,7 @@ def plan_packs(
             waiting.append(one.pack)
     known = {*waiting, *drop}
     condemn = [pack.id for pack in usage.packs if not pack.live and pack.id not in known]
-    move = _worth_moving(usage.packs, limits.moved_bytes)
+    move = [packs[id] for id in former] or _worth_moving(usage.packs, limits.moved_bytes)
 
     def size_of(ids: Iterable[int]) -> int:
         return sum(packs[id].size for id in ids)

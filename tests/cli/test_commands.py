@@ -51,7 +51,7 @@ def test_all_commands_are_there() -> None:
         "init", "mount", "umount", "sync", "status", "log", "diff", "restore", "undelete", "keep",
         "forget", "policy", "check", "gc", "key show",
         "key list", "key add-password", "key change-password", "key remove-password",
-        "login icloud", "login gdrive", "login webdav", "remotes",
+        "key rotate", "login icloud", "login gdrive", "login webdav", "remotes",
         "logout icloud", "logout gdrive", "logout webdav",
     }  # fmt: skip
 

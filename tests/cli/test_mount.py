@@ -25,6 +25,7 @@ STATUS_KEYS = {
     "published_at", "published_by",
     "dirty_bytes", "unpublished_bytes", "unpublished_changes", "uploading", "inodes",
     "size_bytes", "compression_saved_bytes", "dedup_saved_bytes", "state", "problem", "traffic",
+    "resealing",
 }  # fmt: skip
 
 

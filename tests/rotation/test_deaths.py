@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cryptfs.errors import KeyChanged, WrongSecret
+from cryptfs.rotation import reseal
 from cryptfs.upkeep.check import check
 from cryptfs.upkeep.findings import Severity
 from tests.device import Camera, Device, look
@@ -31,7 +32,7 @@ async def unlock_somehow(device: Device) -> str:
 
 
 async def test_a_death_at_any_step_leaves_a_vault_that_opens(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_threads: None
 ) -> None:
     desk = await make_filled_vault(tmp_path / "desk")
     camera = Camera(desk, tmp_path / "album", monkeypatch)
@@ -61,6 +62,24 @@ async def test_a_death_at_any_step_leaves_a_vault_that_opens(
             assert {one.severity for one in findings} <= {Severity.NOTICE}, (label, findings)
         with pytest.raises(KeyChanged):
             await dead.unlock(KEY)
-    assert len(opened_with) > 20
+    assert len(opened_with) > 25
     assert opened_with == sorted(opened_with, reverse=True)
     assert set(opened_with) == {"old", "new"}
+
+
+async def test_a_death_while_it_is_sealed_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_threads: None
+) -> None:
+    desk = await make_filled_vault(tmp_path / "desk")
+    await change_key(desk)
+    camera = Camera(desk, tmp_path / "album", monkeypatch)
+    async with desk.opened(background=False) as vault:
+        with camera.running():
+            assert await reseal(vault, lambda done, total: None) == []
+    assert len(camera.pictures) > 10
+    for label, dead in camera.pictures:
+        async with dead.opened(background=False) as vault:
+            assert await reseal(vault, lambda done, total: None) == [], label
+            assert vault.collector.resealing.left().packs == 0, label
+            seen = {path[1:]: one.content for path, one in (await look(vault)).items()}
+            assert {path: seen[path] for path in FILES} == FILES, label
