@@ -131,7 +131,7 @@ async def unlock(
     """Opens the vault.
 
     ``accept_rollback`` takes a header that is older than one that was seen for the newest from
-    now on. ``only_look`` does not compare, and remembers nothing.
+    now on. ``only_look`` does not compare headers, and remembers none.
     Raises WrongPassword or WrongSecret, IntegrityError when no header is whole and a published
     password was given, RollbackError when this device has seen a newer one.
     """
@@ -155,10 +155,10 @@ async def unlock(
         keys = VaultKeys.derive(key, open_former_keys(keys, header.former_keys))
     elif newest is not None:
         keys = VaultKeys.derive(key, [RecoveryKey(digits) for digits in newest.former_keys])
+    if not accept_rollback:
+        _refuse_former(keys, state_root)
+    await _take_over_state(remote, keys, state_root)
     if not only_look:
-        if not accept_rollback:
-            _refuse_former(keys, state_root)
-        await _take_over_state(remote, keys, state_root)
         _note(remote, keys, header, state_root, accept_rollback=accept_rollback)
     return Unlocked(key, keys, header)
 
