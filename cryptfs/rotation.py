@@ -47,8 +47,9 @@ async def require_rotatable(vault: Vault) -> None:
             f"the key of this vault was changed {MAX_FORMER_KEYS} times, and there is no room for "
             "more: make a new vault, and move the files there"
         )
-    await vault.puller.pull()  # also where opening was content with what is on this device
-    await vault.publisher.publish()
+    # Opening is content with what is on this device, where the vault's place is away.
+    await vault.follower.follow(mounted=False)
+    await vault.follower.publish(mounted=False)
     if vault.has_unpublished():
         raise CryptfsError(
             "not everything on this device can be published (see: cryptfs status), and what is not "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,9 +44,11 @@ from cryptfs.store.spool import Spool, spool_file
 from cryptfs.store.state import StateFolder, write_atomically
 from cryptfs.store.tree import Tree
 from cryptfs.sync.cache import PackCache
+from cryptfs.sync.follow import Follower
 from cryptfs.sync.packs import Packs
 from cryptfs.sync.publish import Publisher
 from cryptfs.sync.pull import Puller
+from cryptfs.sync.replay import Followed, Replay
 from cryptfs.unlock import SlotRequest, Unlocked, keep_header, new_slot
 from cryptfs.upkeep.gc import Collector, Keeping
 from cryptfs.upkeep.point_requests import Answer, Request, answer_request
@@ -181,6 +183,13 @@ class Vault:
             clock_ns=around.clock_ns, random_bytes=around.random_bytes,
         )  # fmt: skip
         self.puller = Puller(view.database, view.progress, view.remote, view.keys)
+        self._device_name = around.device_name
+        self._open_files = _OpenFiles(open_counts)
+        self.follower = Follower(
+            view.database, view.progress, view.content, self.settler, self.publisher,
+            self.puller, self._new_replay, stranded=lambda: files.stranded,
+            random_bytes=around.random_bytes,
+        )  # fmt: skip
         self.points = Points(view.database, view.tree, view.progress)
         self.collector = Collector(
             view, self.settler, self._sealing, self.publisher, clock_ns=around.clock_ns,
@@ -217,11 +226,18 @@ class Vault:
         names += [name for name, _, _ in self.view.progress.parts()]
         return [spool_file(self._spool.folder, name).name for name in names]
 
+    def _new_replay(self) -> Replay:
+        view = self.view
+        return Replay(
+            view.database, view.progress, view.tree, self._open_files,
+            device_name=self._device_name, clock_ns=self._clock_ns,
+        )  # fmt: skip
+
     async def pull(self, *, accept_rollback: bool = False) -> None:
         """Brings what others published; goes on with what is here if the remote is away."""
         is_new = not self.view.progress.published_epoch
         try:
-            pulled = await self.puller.pull(accept_rollback=accept_rollback)
+            followed = await self.follower.follow(mounted=False, accept_rollback=accept_rollback)
         except (VaultUnreachable, LoginNeeded) as error:
             if not self.view.progress.published_epoch:
                 raise
@@ -232,17 +248,25 @@ class Vault:
                 raise
             self.notices.append(str(error))
             return
-        if pulled.diverged:
-            self.notices.append(
-                f"another device published up to epoch {pulled.head} while this one had changes "
-                "of its own: they are kept here and cannot be published yet"
+        self._tell_conflicts(followed)
+
+    async def follow(self) -> Followed:
+        """Brings what others published while the vault is mounted."""
+        followed = await self.follower.follow(mounted=True)
+        self._tell_conflicts(followed)
+        return followed
+
+    def _tell_conflicts(self, followed: Followed) -> None:
+        for conflict in followed.conflicts:
+            self.private_notices.append(
+                f"{_shown(conflict.path)} was changed here and on another device; what was "
+                f"changed here is kept as {_shown(conflict.copy)}"
             )
-        await self.settler.settle()
 
     async def finish_key_change(self) -> None:
         """Publishes the first epoch of a new key, if a process died before it did."""
         if self.view.progress.head_key_epoch < self.view.keys.key_epoch:
-            await self.publisher.publish()
+            await self.follower.publish(mounted=False)
 
     def history(self, root_epoch: int | None = None) -> History:
         """Returns the past as a mount shows it; with an epoch it is the whole mount."""
@@ -282,6 +306,32 @@ class Vault:
         self._spool.close()
         self.view.database.close()
         self.view.state.unlock()
+
+
+class _OpenFiles:
+    """Nobody reads on from a file that was exchanged beneath them."""
+
+    def __init__(self, open_counts: dict[int, int]):
+        self._open_counts = open_counts
+
+    def held(self) -> Collection[int]:
+        return self._open_counts.keys()
+
+    def displace(self, row: int, other: int) -> None:
+        self._open_counts[other] = self._open_counts.pop(row)
+
+    def orphaned(self, row: int, parent: int, name: bytes) -> None:
+        """Not needed."""
+
+    def named(self, row: int) -> None:
+        """Not needed."""
+
+    def finish(self, changed: Iterable[int]) -> None:
+        """Not needed."""
+
+
+def _shown(path: bytes) -> str:
+    return ascii(os.fsdecode(path))[1:-1]
 
 
 # -- opening -------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ async def _ask_unmounted(place: str, secret: SecretSource, request: Message) -> 
         answer = await vault.answer_about_points(request)
         if request["do"] != "policy" or request["set"]:
             try:
-                await vault.publisher.publish()
+                await vault.follower.publish(mounted=False)
             except (VaultUnreachable, LoginNeeded) as error:
                 warn(f"{error}; it is noted here, and published with the next changes")
         return answer

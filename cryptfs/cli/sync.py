@@ -112,7 +112,7 @@ async def _publish_unmounted(place: str, secret: SecretSource, limits: Limits) -
             def note(upload: Upload) -> None:
                 on_progress(upload.sent_bytes, upload.total_bytes)
 
-            return await vault.publisher.publish(note)
+            return await vault.follower.publish(note, mounted=False)
 
 
 def unpublished_text(status: Message) -> str:

@@ -89,6 +89,11 @@ class Content:
             count = self._counts[inode] = int(row[0])
         return count
 
+    def forget_counts(self) -> None:
+        """To be called when extents were written that this object did not see."""
+        self.freed = True
+        self._counts.clear()
+
     def put_extent(self, inode: int, idx: int, chunk: int) -> None:
         if inode in self._counts and not self.has_extent(inode, idx):
             self._counts[inode] += 1

@@ -18,7 +18,7 @@ write-ahead log too. The shared-memory index beside it holds page numbers and ch
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -186,7 +186,9 @@ class Database:
         row = self.execute(sql, parameters).fetchone()
         return None if row is None else row[0]
 
-    def rows(self, sql: str, parameters: Sequence[Value] = ()) -> Iterator[Row]:
+    def rows(
+        self, sql: str, parameters: Sequence[Value] | Mapping[str, Value] = ()
+    ) -> Iterator[Row]:
         """Yields the rows; the caller reads them to the end or drops the iterator."""
         return iter(self.execute(sql, parameters))
 
@@ -205,6 +207,22 @@ class Database:
                 self.execute("RELEASE undo")
             raise
         self.execute("RELEASE undo")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Commits what was done before, and takes back what the body changed if it raises.
+
+        For large changes: with a savepoint SQLite keeps every page that it touches in memory, and
+        walks through all of them at every statement.
+        """
+        self.commit()
+        try:
+            yield
+        except BaseException:
+            if not self.connection.get_autocommit():
+                self.execute("ROLLBACK")
+            self._begin()
+            raise
 
     # -- durability ------------------------------------------------------------------------
 

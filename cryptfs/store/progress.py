@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from cryptfs.ids import first_id
 from cryptfs.store.database import Database
-from cryptfs.store.schema import SCHEMA_VERSION
+from cryptfs.store.schema import SCHEMA_VERSION, STEPPED_BACK
+
+MOST_STEPS_BACK: Final = 16
+"""So many of its newest epochs a device can take back, where another one was first after all."""
 
 _RESERVED_IDS: Final = 100_000
 
@@ -46,35 +47,29 @@ class Progress:
 
     def __init__(self, database: Database):
         self._database = database
-        self.compressed_saved = 0
-        self.dedup_saved = 0
-        next_id = int(database.value("SELECT next_id FROM progress"))
-        self._ids = itertools.count(next_id)
-        self._reserved = next_id
-        self._load()
-
-    def _load(self) -> None:
-        """Reads everything but the ids, which are counted here: none is ever given out twice."""
-        row = self._database.row(
-            "SELECT device, open_epoch, published_epoch, published_digest, dedup FROM progress"
+        row = database.row(
+            "SELECT device, next_id, open_epoch, published_epoch, published_digest, dedup "
+            "FROM progress"
         )
         assert row is not None
         self.device: int = row[0]
-        self.open_epoch: int = row[1]
-        self.published_epoch: int = row[2]
-        self.published_digest: bytes = row[3]
-        self.dedup: bool = bool(row[4])
+        self._ids = itertools.count(int(row[1]))
+        self._reserved = row[1]
+        self.open_epoch: int = row[2]
+        self.published_epoch: int = row[3]
+        self.published_digest: bytes = row[4]
+        self.dedup: bool = bool(row[5])
+        self.compressed_saved = 0
+        self.dedup_saved = 0
 
-    @contextmanager
-    def undo_on_error(self) -> Iterator[None]:
-        """Takes back what the body changed if it raises, what is counted in memory as well."""
-        try:
-            with self._database.undo_on_error():
-                yield
-        except BaseException:
-            if not self._database.lost:
-                self._load()
-            raise
+    def reload(self) -> None:
+        """Reads again how far this device is, after a transaction was taken back."""
+        row = self._database.row(
+            "SELECT open_epoch, published_epoch, published_digest, dedup FROM progress"
+        )
+        assert row is not None
+        self.open_epoch, self.published_epoch, self.published_digest = row[:3]
+        self.dedup = bool(row[3])
 
     @staticmethod
     def create(database: Database, *, device: int, dedup: bool, key_epoch: int = 1) -> None:
@@ -127,7 +122,7 @@ class Progress:
 
     def note_key_epoch(self, key_epoch: int) -> None:
         """Records in which key epoch the newest epoch in here is sealed. It never goes back."""
-        if key_epoch != self.head_key_epoch:
+        if key_epoch > self.head_key_epoch:
             self._database.execute(
                 "INSERT INTO key_line VALUES (1, ?1, ?1) ON CONFLICT (one) DO UPDATE SET "
                 "head = excluded.head, least = max(least, excluded.least)",
@@ -219,6 +214,25 @@ class Progress:
         self._database.execute("DELETE FROM dead_object WHERE epoch >= ?", (epoch,))
         self._database.execute("UPDATE publication SET refused = 1 WHERE epoch = ?", (epoch,))
 
+    def rewind(self, epoch: int) -> None:
+        """Makes a published epoch the newest in here again, as ``store/rebase.py`` does with the
+        rows. What was on its way to the remote is no publication any more.
+        """
+        row = self._database.row("SELECT digest FROM epoch WHERE number = ?", (epoch,))
+        assert row is not None, "this device shares an epoch that it knows"
+        for table, column in (
+            ("epoch", "number"), ("condemned", "epoch"), ("dead_object", "epoch"),
+            ("place_gone", "epoch"), ("publication", "epoch"),
+        ):  # fmt: skip
+            self._database.execute(f"DELETE FROM {table} WHERE {column} > ?", (epoch,))
+        self._database.execute("DELETE FROM publication_part")
+        self.open_at(epoch + 1)
+        self.note_head(epoch, row[0])
+
+    def open_at(self, epoch: int) -> None:
+        """Has the rows that are written from now on belong to ``epoch``."""
+        self._set_open(epoch)
+
     def note_published(self, publication: Publication) -> None:
         """Records that the commit of ``publication`` is on the remote; the caller settles."""
         assert publication.digest is not None
@@ -226,6 +240,10 @@ class Progress:
         self._database.execute("DELETE FROM publication_part")
         self._database.execute("DELETE FROM confirmed")
         self._database.execute("DELETE FROM place_gone WHERE epoch <= ?", (publication.epoch,))
+        for table in STEPPED_BACK:
+            self._database.execute(
+                f"DELETE FROM {table}_past WHERE until <= ?", (publication.epoch - MOST_STEPS_BACK,)
+            )
         self.note_epoch(publication.epoch, publication.time_ns, self.device, publication.digest)
 
     def note_epoch(self, epoch: int, time_ns: int, device: int, digest: bytes) -> None:

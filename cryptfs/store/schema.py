@@ -5,7 +5,9 @@ was last written, and a twin ``NAME_past`` holds each older version with ``[sinc
 Triggers move the old version to the twin the first time a row changes in a new epoch, so no
 statement can forget to. A row made and unmade inside one epoch leaves no trace.
 
-Place tables (chunk, pack) say where bytes lie. That is no history: ``since`` only.
+Place tables (chunk, pack) say where bytes lie. That is no history, and never leaves this device:
+their ``_past`` twins hold what clean-ups changed in the last epochs, so that this device can step
+back from an epoch that another one was first to publish.
 
 Local tables (spooled, journal, orphan, progress, publication, confirmed, condemned, place_gone,
 dead_object, last_done, key_line) never leave this device.
@@ -33,6 +35,9 @@ PLACE_TABLES: Final = {
     "pack": ("id name key_epoch size".split(), ["id"]),
     "device": ("number name".split(), ["number"]),
 }
+
+STEPPED_BACK: Final = ("chunk", "pack")
+"""The place tables of which this device keeps what the last epochs changed."""
 
 _TABLES: Final = """
 CREATE TABLE inode (
@@ -168,8 +173,7 @@ CREATE TABLE publication_part (
 );
 """
 
-# Came after the first schema. A state without it is given it: nothing in it is missed.
-LATER_TABLES: Final = """
+_LATER_TABLES: Final = """
 -- Objects of the publication that are confirmed on the remote, so that a new start goes on.
 CREATE TABLE IF NOT EXISTS confirmed (
     name BLOB PRIMARY KEY
@@ -218,25 +222,30 @@ CREATE TABLE IF NOT EXISTS key_line (
 
 def _twin(table: str) -> str:
     """Returns the ``_past`` table of ``table``, its indexes, and the triggers that fill it."""
-    columns, key = TREE_TABLES[table]
+    columns, key = (TREE_TABLES | PLACE_TABLES)[table]
     everything = [*columns, "since"]
     old = ", ".join(f"OLD.{column}" for column in everything)
     definitions = ", ".join(everything)
     keys = ", ".join([*key, "since"])
     return f"""
-CREATE TABLE {table}_past ({definitions}, until INTEGER NOT NULL, PRIMARY KEY ({keys}))
-    WITHOUT ROWID;
-CREATE INDEX {table}_past_until ON {table}_past (until);
-CREATE INDEX {table}_past_since ON {table}_past (since);
-CREATE INDEX {table}_since ON {table} (since);
-CREATE TRIGGER {table}_updated BEFORE UPDATE ON {table} WHEN OLD.since < NEW.since BEGIN
+CREATE TABLE IF NOT EXISTS {table}_past
+    ({definitions}, until INTEGER NOT NULL, PRIMARY KEY ({keys})) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS {table}_past_until ON {table}_past (until);
+CREATE INDEX IF NOT EXISTS {table}_past_since ON {table}_past (since);
+CREATE INDEX IF NOT EXISTS {table}_since ON {table} (since);
+CREATE TRIGGER IF NOT EXISTS {table}_updated BEFORE UPDATE ON {table} WHEN OLD.since < NEW.since
+BEGIN
     INSERT INTO {table}_past VALUES ({old}, NEW.since);
 END;
-CREATE TRIGGER {table}_deleted BEFORE DELETE ON {table}
+CREATE TRIGGER IF NOT EXISTS {table}_deleted BEFORE DELETE ON {table}
     WHEN OLD.since < (SELECT open_epoch FROM progress) BEGIN
     INSERT INTO {table}_past VALUES ({old}, (SELECT open_epoch FROM progress));
 END;
 """
+
+
+LATER_TABLES: Final = _LATER_TABLES + "".join(map(_twin, STEPPED_BACK))
+"""Came after the first schema. A state without it is given it: nothing in it is missed."""
 
 
 def schema() -> str:

@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -174,6 +174,25 @@ class Publisher:
                 self.under_way = None
             return self._progress.published_epoch
 
+    @asynccontextmanager
+    async def standing_still(self) -> AsyncIterator[None]:
+        """Nothing is published while the body runs."""
+        async with self._lock:
+            yield
+
+    async def finish(self, publication: Publication) -> None:
+        """Notes as published what turned out to be on the remote already, and whatever of it is
+        missing there goes up. To be called while ``standing_still``.
+        """
+        await self._send(publication, None)
+
+    def drop_files(self, publication: Publication | None, parts: Iterable[bytes]) -> None:
+        """Removes what was built of a publication that is none any more."""
+        for name in parts:
+            self._spool.remove(name)
+        if publication is not None:
+            self._commit_file(publication.epoch).unlink(missing_ok=True)
+
     async def checkpoint(self) -> None:
         """Publishes a checkpoint of the newest epoch, unless it has one.
 
@@ -262,9 +281,8 @@ class Publisher:
 
     def _taken(self, epoch: int) -> EpochTaken:
         return EpochTaken(
-            f"another device published epoch {epoch} first; nothing was lost: all changes of "
-            "this device are kept here, unpublished. To bring them over, mount the vault "
-            "elsewhere with another CRYPTFS_STATE_DIR and copy them"
+            f"another device published epoch {epoch} first; nothing is lost, and the next "
+            "publication puts the changes of this device on top: cryptfs sync"
         )
 
     # -- building --------------------------------------------------------------------------

@@ -9,16 +9,20 @@ A device that was away for so long that a clean-up removed the commits it needs 
 the newest checkpoint, if everything of it is published. The checkpoint has to agree with every
 epoch that both know.
 
+Where the key of the vault was changed on the way, commits of before the change are sealed with a
+former key, and somebody may have that who was to be shut out. They are believed because the first
+commit of the new key names them, and looked through for that before any of them is applied.
+
 While one is applied, the commits of the next are on their way: far off each takes a round trip.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 import trio
 
@@ -27,6 +31,7 @@ from cryptfs.crypto.keys import VaultKeys
 from cryptfs.errors import CryptfsError, IntegrityError, ObjectNotFound, RollbackError
 from cryptfs.format.metadata import (
     Envelope,
+    PartRef,
     object_digest,
     open_with_any,
     parse_checkpoint,
@@ -46,7 +51,8 @@ from cryptfs.ids import ObjectKind
 from cryptfs.remote.base import Remote
 from cryptfs.store.database import Database
 from cryptfs.store.exchange import apply_checkpoint, apply_commit
-from cryptfs.store.progress import Progress
+from cryptfs.store.progress import MOST_STEPS_BACK, Progress, Publication
+from cryptfs.store.rebase import WAITING
 from cryptfs.store.schema import PLACE_TABLES, TREE_TABLES
 from cryptfs.sync.key_change import why_closed
 
@@ -56,16 +62,34 @@ COMMITS_AHEAD: Final = 4
 """Commits on their way while one is applied; each may be 16 MiB, and is in memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pulled:
-    """What a pull found: the remote's head, and how many epochs were applied here.
+MOST_FETCHED_BYTES: Final = 16 << 20
+"""So much of several commits is fetched ahead of the instant at which they are applied."""
 
-    ``diverged`` says that the remote went on while this device has changes of its own.
-    """
+MakeWay: TypeAlias = Callable[[RowBatch], None]
+"""Called before the rows of a batch are applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """How the vault's line stands to what is in here."""
 
     head: int
-    applied: int
-    diverged: bool = False
+    shared: int
+    """The newest epoch that is on the line and in here; 0 in a new state."""
+    checkpoints: tuple[int, ...] = ()
+    """To begin from, where ``shared`` is 0 or the commits behind it were cleaned up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A commit that continues what is in here, with its parts, verified as far as it can be."""
+
+    envelope: Envelope
+    first: RowBatch
+    parts: tuple[bytes, ...]
+    digest: bytes
+    keys: VaultKeys
+    """That it is sealed with."""
 
 
 @dataclass(slots=True, eq=False)
@@ -83,94 +107,126 @@ class Puller:
         self._progress = progress
         self._remote = remote
         self._keys = keys
+        self._proven: dict[int, bytes] = {}
+        """The digests of commits of former keys that a commit of a newer one leads to."""
 
-    async def pull(self, *, accept_rollback: bool = False) -> Pulled:
-        """Brings this device to the remote's head. The caller commits and syncs.
+    async def look(self, *, accept_rollback: bool = False) -> Ahead:
+        """Returns how far the line goes, and where it parts from what is in here.
 
-        Raises RollbackError, IntegrityError, VaultUnreachable; then nothing was changed.
+        Raises RollbackError when it does not continue what this device has seen. A remote that
+        cannot say which of two devices was first may settle on another epoch in the end: there
+        the device steps back instead, to the newest that both know.
         """
         seen = self._progress.published_epoch
-        commits, checkpoints = await self._look(with_checkpoints=seen == 0)
-        head = max(commits, default=0)
-        is_overtaken = False
-        if not accept_rollback:
-            is_overtaken = await self._refuse_rollback(head, seen)
-        if head <= seen:
-            return Pulled(head, 0)
-        if await self._is_ours(head):
-            return Pulled(head, 0)
-        if self._progress.publication() is not None or (seen and self._progress.has_changes()):
-            with suppress(IntegrityError, ObjectNotFound):  # nothing of it is believed here
-                await self._open_commit(await self._remote.get(commit_name(head)), head)
-            return Pulled(head, 0, diverged=True)
-        start = seen
-        if seen == 0 or is_overtaken:
-            if is_overtaken:
-                checkpoints = await self._epochs(CHECKPOINTS)
-            start = await self._start_from_checkpoint(checkpoints, head, seen)
-            if start < seen:
-                raise _gone(seen, head)
-            if start == head:  # else the next commit's parent shows it
-                await self._compare_head(head)
-        await self._go_to_head(range(start + 1, head + 1))
-        return Pulled(head, head - seen)
-
-    async def _refuse_rollback(self, head: int, seen: int) -> bool:
-        """Returns whether the commits that this device needs were cleaned up behind a checkpoint.
-
-        Raises RollbackError when the remote does not continue what this device has seen.
-        """
+        if seen == 0:
+            return await self._look_first()
+        head = max(await self._epochs(COMMITS), default=0)
+        if accept_rollback:
+            return Ahead(head, seen)
+        if not self._remote.capabilities.atomic_create:
+            return await self._look_back(head, seen)
         if head < seen:
             raise RollbackError(
                 f"the vault went back: this device has seen epoch {seen}, and the newest there "
                 f"is epoch {head}; somebody removed or restored objects. Nothing was changed; "
                 "to go on from the older state all the same, use --accept-rollback"
             )
-        if seen == 0:
-            return False
-        try:
-            digest = object_digest(await self._remote.get(commit_name(seen)))
-        except ObjectNotFound:
-            if any(seen < epoch <= head for epoch in await self._epochs(CHECKPOINTS)):
-                return True
-            raise _gone(seen, head) from None
+        digest = await self._digest(seen)
+        if digest is None:
+            checkpoints = await self._epochs(CHECKPOINTS)
+            if any(seen < epoch <= head for epoch in checkpoints):
+                return Ahead(head, seen, tuple(checkpoints))
+            raise RollbackError(
+                f"the commit of epoch {seen}, which this device has seen, is gone from the vault, "
+                f"whose newest epoch is {head}"
+            )
         if digest != self._progress.published_digest:
             raise RollbackError(
                 f"epoch {seen} is another one than this device has seen (the newest there is "
                 f"epoch {head}); somebody replaced the history of the vault. Nothing was changed"
             )
-        return False
+        return Ahead(head, seen)
 
-    async def _is_ours(self, head: int) -> bool:
-        """Whether the remote's head is the epoch that we publish: we died before noting it."""
-        publication = self._progress.publication()
-        if publication is None or publication.epoch != head or publication.digest is None:
-            return False
-        return object_digest(await self._remote.get(commit_name(head))) == publication.digest
-
-    async def _look(self, *, with_checkpoints: bool) -> tuple[list[int], list[int]]:
-        """Returns the epochs of the commits and checkpoints that are there, in one round trip."""
-        found: dict[str, list[int]] = {CHECKPOINTS: []}
+    async def _look_first(self) -> Ahead:
+        """Lists commits and checkpoints at once: far off each takes a round trip."""
+        found: dict[str, list[int]] = {}
 
         async def look(prefix: str) -> None:
             found[prefix] = await self._epochs(prefix)
 
         async with open_nursery() as nursery:
-            nursery.start_soon(look, COMMITS)
-            if with_checkpoints:
-                nursery.start_soon(look, CHECKPOINTS)
-        return found[COMMITS], found[CHECKPOINTS]
+            for prefix in (COMMITS, CHECKPOINTS):
+                nursery.start_soon(look, prefix)
+        return Ahead(max(found[COMMITS], default=0), 0, tuple(found[CHECKPOINTS]))
+
+    async def _digest(self, epoch: int) -> bytes | None:
+        try:
+            return object_digest(await self._remote.get(commit_name(epoch)))
+        except ObjectNotFound:
+            return None
+
+    async def _look_back(self, head: int, seen: int) -> Ahead:
+        """Finds the newest epoch that the line has in common with what is in here.
+
+        Commits that continue one that lost are on no line, and stand in its way: they go.
+        """
+        known = self._digests()
+        window = range(max(seen - MOST_STEPS_BACK, 1), seen + 1)
+        there = {epoch: await self._digest(epoch) for epoch in window}
+        same = [epoch for epoch in window if there[epoch] == known.get(epoch)]
+        others = [epoch for epoch in window if there[epoch] not in (None, known.get(epoch))]
+        shared = max((one for one in same if not others or one < others[0]), default=0)
+        if not shared:
+            raise RollbackError(
+                f"none of the last {len(window)} epochs that this device has seen is in the vault "
+                "any more; somebody replaced its history. Nothing was changed"
+            )
+        if shared == seen:
+            return Ahead(head, seen)
+        for stray in (epoch for epoch in same if epoch > shared):
+            await self._remote.delete(commit_name(stray))
+        log.warning("another device was first to publish epoch %d; stepping back", shared + 1)
+        return Ahead(max(await self._epochs(COMMITS), default=0), shared)
+
+    async def is_published(self, publication: Publication) -> bool:
+        """Whether a commit of ours is on the remote already: we died before noting it."""
+        if publication.digest is None:
+            return False
+        return await self._digest(publication.epoch) == publication.digest
+
+    # -- in order, while nothing else goes on ------------------------------------------------
+
+    async def pull(self, ahead: Ahead, make_way: MakeWay | None = None) -> None:
+        """Brings what is in here, which is ``ahead.shared``, to the line's head.
+
+        Raises RollbackError, IntegrityError, VaultUnreachable; whatever was applied is whole.
+        The caller commits and syncs.
+        """
+        start, head = ahead.shared, ahead.head
+        if ahead.checkpoints:
+            start = await self._start_from_checkpoint(ahead, make_way)
+            if start < ahead.shared:
+                raise RollbackError(
+                    f"no checkpoint opens that leads on from epoch {ahead.shared}, whose commit "
+                    "was cleaned up; see what is wrong with: cryptfs check"
+                )
+            if start and start == head:  # else the next commit's parent shows it
+                await self._compare_head(head)
+        epochs = range(start + 1, head + 1)
+        await self._prove(epochs)
+        await self._apply_all(epochs, make_way)
 
     async def _epochs(self, prefix: str) -> list[int]:
         names = [parse_name(info.name) for info in await self._remote.list(prefix)]
         return sorted(name.number for name in names if name is not None)
 
-    async def _start_from_checkpoint(self, epochs: list[int], head: int, seen: int) -> int:
-        """Fills the state anew from the newest checkpoint above ``seen`` that opens; returns its
+    async def _start_from_checkpoint(self, ahead: Ahead, make_way: MakeWay | None) -> int:
+        """Fills the state anew from the newest checkpoint that opens and leads on; returns its
         epoch, or 0.
         """
         known = self._digests()
-        for epoch in reversed([epoch for epoch in epochs if seen < epoch <= head]):
+        epochs = [one for one in ahead.checkpoints if ahead.shared < one <= ahead.head]
+        for epoch in reversed(epochs):
             try:
                 data = await self._remote.get(checkpoint_name(epoch))
                 envelope, first = parse_checkpoint(data, self._keys, epoch)
@@ -179,6 +235,8 @@ class Puller:
                     async for batch in self._batches(
                         envelope, first, ObjectKind.CHECKPOINT, self._keys
                     ):
+                        if make_way is not None:
+                            make_way(batch)
                         apply_checkpoint(self._database, batch)
                     self._require_same_line(known, epoch)
             except RollbackError:
@@ -204,12 +262,15 @@ class Puller:
             )
 
     def _clear(self) -> None:
-        """Removes the tree: the root directory that an empty state begins with, or an old one."""
+        """Removes the tree: the root directory that an empty state begins with, or an old one.
+        What waits to be put on top stays.
+        """
         for table in TREE_TABLES:
-            self._database.execute(f"DELETE FROM {table}")
+            self._database.execute(f"DELETE FROM {table} WHERE since <> ?", (WAITING,))
             self._database.execute(f"DELETE FROM {table}_past")  # what the triggers made as well
-        for table in (*PLACE_TABLES, "epoch"):
-            self._database.execute(f"DELETE FROM {table}")
+        for table in PLACE_TABLES:
+            self._database.execute(f"DELETE FROM {table} WHERE since <> ?", (WAITING,))
+        self._database.execute("DELETE FROM epoch")
 
     def _digests(self) -> dict[int, bytes]:
         return {epoch.number: epoch.digest for epoch in self._progress.epochs()}
@@ -224,27 +285,17 @@ class Puller:
                     "was changed"
                 )
 
-    async def _go_to_head(self, epochs: range) -> None:
-        """Applies these epochs, up to the head, which has to be sealed with no older key than this
-        device accepts.
+    async def _apply_all(self, epochs: range, make_way: MakeWay | None) -> None:
+        async def apply(epoch: int, data: bytes) -> bool:
+            await self._apply(epoch, data, make_way)
+            return True
 
-        Where the key was changed on the way, what lies before the change is believed because
-        the first epoch of the new key names it: until that was applied, all of it may be undone.
+        await self._each(epochs, apply)
+
+    async def _each(self, epochs: range, take: Callable[[int, bytes], Awaitable[bool]]) -> None:
+        """Hands the commits of these epochs over in order, until ``take`` returns that it has
+        enough. One that does not come fails when its turn has come.
         """
-        least = self._progress.least_key_epoch
-        if self._progress.head_key_epoch >= least:
-            await self._apply_all(epochs)
-            return
-        with self._progress.undo_on_error():
-            await self._apply_all(epochs)
-            if self._progress.head_key_epoch < least:
-                raise IntegrityError(
-                    f"epoch {self._progress.published_epoch}, the newest of the vault, is sealed "
-                    "with a former key: epochs of the new one were removed"
-                )
-
-    async def _apply_all(self, epochs: range) -> None:
-        """Applies these epochs in order. One that does not come fails when its turn has come."""
         coming = {epoch: _Coming() for epoch in epochs}
         async with open_nursery() as nursery:
             for epoch in epochs[:COMMITS_AHEAD]:
@@ -257,7 +308,9 @@ class Puller:
                     nursery.start_soon(self._fetch, further, coming[further])
                 if commit.error is not None:
                     raise commit.error
-                await self._apply(epoch, commit.data)
+                if not await take(epoch, commit.data):
+                    nursery.cancel_scope.cancel()
+                    return
 
     async def _fetch(self, epoch: int, commit: _Coming) -> None:
         try:
@@ -272,57 +325,131 @@ class Puller:
             commit.error = error
         commit.done.set()
 
-    async def _apply(self, epoch: int, data: bytes) -> None:
+    async def _apply(self, epoch: int, data: bytes, make_way: MakeWay | None) -> None:
         keys, envelope, first = await self._open_commit(data, epoch)
-        if envelope.parent != self._progress.published_digest:
-            raise IntegrityError(
-                f"epoch {epoch} does not continue epoch {self._progress.published_epoch}"
-            )
-        with self._database.undo_on_error():
+        self._require_next(envelope)
+        # With changes that wait it is the caller's transaction.
+        with self._database.alone() if make_way is None else nullcontext():
             if epoch == 1:
                 self._clear()
             async for batch in self._batches(envelope, first, ObjectKind.COMMIT, keys):
+                if make_way is not None:
+                    make_way(batch)
                 apply_commit(self._database, batch, epoch)
-        self._progress.note_epoch(epoch, envelope.time_ns, envelope.device, object_digest(data))
-        self._progress.set_dedup(envelope.dedup)
-        self._progress.note_key_epoch(keys.key_epoch)
+        self._note(envelope, object_digest(data), keys)
 
     async def _open_commit(self, data: bytes, epoch: int) -> tuple[VaultKeys, Envelope, RowBatch]:
-        """Opens a commit that may be sealed with no older key than the newest epoch in here.
-
-        Raises IntegrityError, and KeyChanged where the vault has a newer key than we have.
+        """Opens a commit that may be applied. Raises IntegrityError, and KeyChanged where the vault
+        has a newer key than we have.
         """
-        try:
-            keys, envelope, first = open_with_any(parse_commit, data, self._keys, epoch)
-        except IntegrityError as error:
-            raise await why_closed(self._remote, self._keys, error) from error
-        if keys.key_epoch < self._progress.head_key_epoch:
+        keys, envelope, first = await self._open_any(data, epoch)
+        is_old = keys.key_epoch < self._progress.least_key_epoch
+        if is_old and self._proven.get(epoch) != object_digest(data):
             raise IntegrityError(
                 f"epoch {epoch} is sealed with a former key of the vault: somebody who has that "
                 "key wrote it after the key was changed. Nothing was changed"
             )
+        return keys, envelope, first
+
+    async def _open_any(self, data: bytes, epoch: int) -> tuple[VaultKeys, Envelope, RowBatch]:
+        try:
+            keys, envelope, first = open_with_any(parse_commit, data, self._keys, epoch)
+        except IntegrityError as error:
+            raise await why_closed(self._remote, self._keys, error) from error
         if envelope.former_keys != tuple(key.digits for key in keys.former):
             raise IntegrityError(f"epoch {epoch} tells of other former keys than the vault had")
         return keys, envelope, first
+
+    async def _prove(self, epochs: range) -> None:
+        """Looks through these epochs, the next ones, up to the first that is sealed with no older
+        key than this device accepts. Raises IntegrityError if there is none.
+        """
+        least = self._progress.least_key_epoch
+        if self._progress.head_key_epoch >= least or not epochs:
+            return
+        passed: dict[int, bytes] = {}
+        expected = self._progress.published_digest
+        is_proven = False
+
+        async def take(epoch: int, data: bytes) -> bool:
+            nonlocal expected, is_proven
+            keys, envelope, _ = await self._open_any(data, epoch)
+            if envelope.parent != expected:
+                raise IntegrityError(f"epoch {epoch} does not continue epoch {epoch - 1}")
+            expected = passed[epoch] = object_digest(data)
+            is_proven = keys.key_epoch >= least
+            return not is_proven
+
+        await self._each(epochs, take)
+        if not is_proven:
+            raise IntegrityError(
+                f"epoch {epochs[-1]}, the newest of the vault, is sealed with a former key: epochs "
+                "of the new one were removed"
+            )
+        self._proven = passed
+
+    def _require_next(self, envelope: Envelope) -> None:
+        if envelope.parent != self._progress.published_digest:
+            raise IntegrityError(
+                f"epoch {envelope.epoch} does not continue epoch {self._progress.published_epoch}"
+            )
+
+    def _note(self, envelope: Envelope, digest: bytes, keys: VaultKeys) -> None:
+        self._progress.note_epoch(envelope.epoch, envelope.time_ns, envelope.device, digest)
+        self._progress.set_dedup(envelope.dedup)
+        self._progress.note_key_epoch(keys.key_epoch)
 
     async def _batches(
         self, envelope: Envelope, first: RowBatch, kind: ObjectKind, keys: VaultKeys
     ) -> AsyncIterator[RowBatch]:
         """Yields the rows of all parts in the order they were written, one in memory at a time."""
         for part in envelope.parts:
-            try:
-                data = await self._remote.get(pack_name(part.name))
-            except ObjectNotFound:
-                raise IntegrityError(
-                    f"{pack_name(part.name)} is missing, a part of what epoch {envelope.epoch} "
-                    "says: the vault cannot be read beyond it"
-                ) from None
+            data = await self._part(envelope, part)
             yield parse_part(data, part, keys, of=kind, epoch=envelope.epoch)
         yield first
 
+    async def _part(self, envelope: Envelope, part: PartRef) -> bytes:
+        try:
+            return await self._remote.get(pack_name(part.name))
+        except ObjectNotFound:
+            raise IntegrityError(
+                f"{pack_name(part.name)} is missing, a part of what epoch {envelope.epoch} "
+                "says: the vault cannot be read beyond it"
+            ) from None
 
-def _gone(seen: int, head: int) -> RollbackError:
-    return RollbackError(
-        f"the commit of epoch {seen}, which this device has seen, is gone from the vault, "
-        f"whose newest epoch is {head}"
-    )
+    # -- ahead of an instant -------------------------------------------------------------------
+
+    async def fetch(self, ahead: Ahead) -> list[Arrived]:
+        """Returns the next commits behind ``ahead.shared``, with their parts: as many as are good
+        to have in memory, and at least one. Nothing is changed.
+        """
+        arrived: list[Arrived] = []
+        size_bytes = 0
+
+        async def take(epoch: int, data: bytes) -> bool:
+            nonlocal size_bytes
+            keys, envelope, first = await self._open_commit(data, epoch)
+            parts = tuple([await self._part(envelope, part) for part in envelope.parts])
+            arrived.append(Arrived(envelope, first, parts, object_digest(data), keys))
+            size_bytes += len(data) + sum(map(len, parts))
+            return size_bytes < MOST_FETCHED_BYTES
+
+        epochs = range(ahead.shared + 1, ahead.head + 1)
+        if ahead.shared == self._progress.published_epoch:
+            await self._prove(epochs)
+        await self._each(epochs, take)
+        return arrived
+
+    def apply(self, arrived: Arrived, make_way: MakeWay) -> None:
+        """Applies a fetched commit, without waiting for anything. Raises IntegrityError; the
+        caller takes back what was done then.
+        """
+        envelope = arrived.envelope
+        self._require_next(envelope)
+        for part, data in zip(envelope.parts, arrived.parts, strict=True):
+            batch = parse_part(data, part, arrived.keys, of=ObjectKind.COMMIT, epoch=envelope.epoch)
+            make_way(batch)
+            apply_commit(self._database, batch, envelope.epoch)
+        make_way(arrived.first)
+        apply_commit(self._database, arrived.first, envelope.epoch)
+        self._note(envelope, arrived.digest, arrived.keys)

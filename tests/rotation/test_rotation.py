@@ -84,7 +84,7 @@ async def test_a_device_that_was_away_goes_over_with_all_that_it_has(tmp_path: P
     assert len(await files_of(desk)) == len(FILES) + 3
 
 
-async def test_unpublished_changes_of_a_device_with_the_former_key_are_kept(
+async def test_unpublished_changes_of_a_device_with_the_former_key_are_published_later(
     tmp_path: Path,
 ) -> None:
     desk = await make_filled_vault(tmp_path / "desk")
@@ -99,7 +99,12 @@ async def test_unpublished_changes_of_a_device_with_the_former_key_are_kept(
     async with laptop.opened(background=False) as vault:
         assert await read_file(vault, b"mine") == b"written before the change"
         assert await read_file(vault, b"mine too") == b"written since, with the former key"
-        assert vault.has_unpublished()
+        await vault.follower.publish(mounted=False)
+        assert not vault.has_unpublished()
+        assert await read_file(vault, b"mine too") == b"written since, with the former key"
+    mine = {b"mine": b"written before the change"}
+    mine |= {b"mine too": b"written since, with the former key"}
+    assert await files_of(desk) == FILES | mine
 
 
 async def test_a_key_is_changed_twice(tmp_path: Path) -> None:

@@ -44,11 +44,11 @@ async def test_any_sealed_byte_of_a_commit(device: Device, tmp_path: Path) -> No
         for at in range(end):
             replace(path, flipped(data, at))
             with pytest.raises(IntegrityError):
-                await vault.puller.pull()
+                await vault.follower.follow(mounted=False)
             assert vault.view.progress.published_epoch == 2
         assert await look(vault) == before
         replace(path, data)
-        assert (await vault.puller.pull()).applied == 1
+        assert (await vault.follower.follow(mounted=False)).applied == 1
     finally:
         vault.close()
 

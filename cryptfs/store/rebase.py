@@ -1,0 +1,420 @@
+"""Takes what this device changed out of the tables, and later puts it on top of what others did.
+
+"Mine" is everything written since the epoch that this device shares with the vault's line. What
+mine made anew, and what no other device can have in its way, stays where it is: it only waits
+(``since`` is `WAITING`) until it is dated anew. The rest is taken aside into memory, and the rows
+of the shared epoch come back from the ``_past`` tables.
+
+All this is one transaction: whoever begins it commits it, or takes it back whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Final
+
+from cryptfs.format.rows import InodeRow, RowBatch
+from cryptfs.ids import DEVICE_SHIFT, MAX_EPOCH
+from cryptfs.store.database import Database, Row
+from cryptfs.store.progress import Progress
+from cryptfs.store.schema import PLACE_TABLES, STEPPED_BACK, TREE_TABLES
+
+WAITING: Final = MAX_EPOCH + 1
+"""``since`` of rows of mine that stay in the tables until they are dated anew."""
+
+_INODE: Final = ", ".join([*TREE_TABLES["inode"][0], "since"])
+
+_BASE: Final = "since <= :shared AND until > :shared"
+"""Of past rows: those that were current in the shared epoch."""
+
+
+@dataclass(slots=True)
+class Mine:
+    """What this device has beyond the shared epoch, and has to be looked at."""
+
+    shared: int
+    inodes: dict[int, InodeRow | None] = field(default_factory=dict)
+    """Changed inodes of the shared epoch; None: removed. And inodes of mine whose number is
+    taken."""
+    links: dict[tuple[int, bytes], int] = field(default_factory=dict)
+    unlinked: dict[tuple[int, bytes], int] = field(default_factory=dict)
+    xattrs: dict[int, dict[bytes, bytes | None]] = field(default_factory=dict)
+    """Changed attributes; None: removed."""
+    rewritten: set[int] = field(default_factory=set)
+    """Files of the shared epoch whose bytes changed."""
+    extents: dict[int, dict[int, int]] = field(default_factory=dict)
+    """Chunks of the files whose content may have to be written anew, whole."""
+
+
+class Rebase:
+    """One such transaction. The methods are called in the order in which they stand here."""
+
+    def __init__(self, database: Database, progress: Progress):
+        self._database = database
+        self._progress = progress
+        self._devices: set[int] = set()  # that gave waiting inodes, chunks and packs their numbers
+        self.has_renumbered = False
+        """Whether chunks or packs of mine have other numbers than before."""
+
+    # -- taking aside ----------------------------------------------------------------------
+
+    def take_aside(self, shared: int, held: Iterable[int]) -> Mine:
+        """Brings the tables back to the epoch ``shared``; returns what they had beyond it.
+
+        Everything must be sealed. Of the inodes in ``held`` the chunks are in the answer, too.
+        """
+        mine = Mine(shared)
+        self._wait_new(shared)
+        self._note_changes(mine)
+        self._note_contents(mine, held)
+        self._restore(shared)
+        self._progress.rewind(shared)
+        self._devices = self._waiting_devices()
+        return mine
+
+    def _rows(self, sql: str, shared: int) -> Iterator[Row]:
+        return self._database.rows(sql, {"shared": shared, "waiting": WAITING})
+
+    def _execute(self, sql: str, shared: int) -> None:
+        self._database.execute(sql, {"shared": shared, "waiting": WAITING})
+
+    def _wait_new(self, shared: int) -> None:
+        """Lets the rows of new inodes, chunks and packs wait where they are."""
+        run = self._execute
+        for table in ("inode", *STEPPED_BACK):
+            run(
+                f"UPDATE {table} SET since = :waiting WHERE since > :shared "
+                f"AND id NOT IN (SELECT id FROM {table}_past WHERE {_BASE})",
+                shared,
+            )
+        new = "(SELECT id FROM inode WHERE since = :waiting)"
+        for table in ("xattr", "extent"):
+            run(
+                f"UPDATE {table} SET since = :waiting WHERE since > :shared AND inode IN {new}",
+                shared,
+            )
+        run(
+            f"UPDATE dirent SET since = :waiting WHERE since > :shared AND parent IN {new} "
+            f"AND inode IN {new}",
+            shared,
+        )
+        run(
+            "DELETE FROM device WHERE since > :shared", shared
+        )  # comes again with what is published
+
+    def _note_changes(self, mine: Mine) -> None:
+        shared = mine.shared
+        for row in self._rows(f"SELECT id FROM inode_past WHERE {_BASE}", shared):
+            mine.inodes[row[0]] = self.inode(row[0])
+        since = "since > :shared AND since < :waiting"
+        for parent, name, inode in self._rows(
+            f"SELECT parent, name, inode FROM dirent WHERE {since}", shared
+        ):
+            mine.links[parent, name] = inode
+        for parent, name, inode in self._rows(
+            f"SELECT parent, name, inode FROM dirent_past WHERE {_BASE}", shared
+        ):
+            mine.unlinked[parent, name] = inode
+        for inode, name in self._rows(f"SELECT inode, name FROM xattr_past WHERE {_BASE}", shared):
+            mine.xattrs.setdefault(inode, {})[name] = None
+        for inode, name, value in self._rows(
+            f"SELECT inode, name, value FROM xattr WHERE {since}", shared
+        ):
+            mine.xattrs.setdefault(inode, {})[name] = value
+        for sql in (
+            f"SELECT DISTINCT inode FROM extent_past WHERE {_BASE}",
+            f"SELECT DISTINCT inode FROM extent WHERE {since}",
+            "SELECT past.id FROM inode_past AS past JOIN inode ON inode.id = past.id "
+            "WHERE past.since <= :shared AND past.until > :shared AND past.size <> inode.size",
+        ):
+            mine.rewritten |= {row[0] for row in self._rows(sql, shared)}
+        mine.rewritten -= {id for id, row in mine.inodes.items() if row is None}
+
+    def _note_contents(self, mine: Mine, held: Iterable[int]) -> None:
+        wanted = {*mine.rewritten, *mine.xattrs, *mine.links.values(), *held}
+        for inode in wanted:
+            if mine.inodes.get(inode, inode) is not None:
+                self._note_content(mine, inode)
+
+    def _note_content(self, mine: Mine, inode: int) -> None:
+        """Keeps the chunks of an inode that does not wait in the tables, as mine has them."""
+        row = self.inode(inode)
+        if row is None or row.since == WAITING:
+            return
+        mine.extents[inode] = self.extents(inode)
+
+    def _restore(self, shared: int) -> None:
+        # Only now may a row that goes leave no trace: what is newer was never published.
+        self._progress.open_at(shared + 1)
+        for table in (*TREE_TABLES, *STEPPED_BACK):
+            columns = ", ".join([*(TREE_TABLES | PLACE_TABLES)[table][0], "since"])
+            self._execute(f"DELETE FROM {table} WHERE since > :shared AND since < :waiting", shared)
+            self._execute(
+                f"INSERT INTO {table} SELECT {columns} FROM {table}_past WHERE {_BASE}", shared
+            )
+            self._execute(f"DELETE FROM {table}_past WHERE until > :shared", shared)
+
+    def _waiting_devices(self) -> set[int]:
+        return {
+            row[0]
+            for table in ("inode", *STEPPED_BACK)
+            for row in self._database.rows(
+                f"SELECT DISTINCT id >> {DEVICE_SHIFT} FROM {table} WHERE since = ?", (WAITING,)
+            )
+        }
+
+    # -- while others' epochs are applied -----------------------------------------------------
+
+    def make_way(self, mine: Mine, batch: RowBatch) -> None:
+        """Takes aside what waits under a number that these rows of another device have too.
+
+        That is so when two devices have what one made: one of them stepped back from an epoch
+        that comes again, or was copied with its disk.
+        """
+        for table, column in (("inode", 0), ("xattr", 0), ("extent", 0), ("dirent", 0)):
+            for id in {row[column] for row in batch.rows.get(table, ())}:
+                if id >> DEVICE_SHIFT in self._devices:
+                    self._take_new_aside(mine, id)
+        for row in batch.rows.get("pack", ()):
+            if row[0] >> DEVICE_SHIFT in self._devices:
+                self._make_way_for_pack(row)
+        for row in batch.rows.get("chunk", ()):
+            if row[0] >> DEVICE_SHIFT in self._devices:
+                self._make_way_for_chunk(mine, row)
+
+    def _take_new_aside(self, mine: Mine, id: int) -> None:
+        row = self.inode(id)
+        if row is None or row.since != WAITING:
+            return
+        mine.inodes[id] = row
+        mine.extents[id] = self.extents(id)
+        mine.xattrs[id] = dict(self.xattrs(id))
+        for parent, name, inode in self._database.rows(
+            "SELECT parent, name, inode FROM dirent WHERE (parent = ?1 OR inode = ?1) "
+            "AND +since = ?2",
+            (id, WAITING),
+        ):
+            mine.links[parent, name] = inode
+        self._database.execute(
+            "DELETE FROM dirent WHERE (parent = ?1 OR inode = ?1) AND +since = ?2", (id, WAITING)
+        )
+        self.remove_inode(id)
+
+    def _make_way_for_pack(self, row: Row) -> None:
+        here = self._database.row(
+            "SELECT name FROM pack WHERE id = ? AND since = ?", (row[0], WAITING)
+        )
+        if here is None:
+            return
+        if here[0] == row[1]:  # the very same
+            self._database.execute("DELETE FROM pack WHERE id = ?", (row[0],))
+            return
+        self.has_renumbered = True
+        new = self._progress.new_id()
+        self._database.execute("UPDATE pack SET id = ? WHERE id = ?", (new, row[0]))
+        self._database.execute("UPDATE spooled SET pack = ? WHERE pack = ?", (new, row[0]))
+        self._database.execute(
+            "UPDATE chunk SET pack = ? WHERE pack = ? AND since = ?", (new, row[0], WAITING)
+        )
+
+    def _make_way_for_chunk(self, mine: Mine, row: Row) -> None:
+        here = self._database.row(
+            "SELECT pack, piece FROM chunk WHERE id = ? AND since = ?", (row[0], WAITING)
+        )
+        if here is None:
+            return
+        if here == (row[2], row[3]):
+            self._database.execute("DELETE FROM chunk WHERE id = ?", (row[0],))
+            return
+        self.has_renumbered = True
+        new = self._progress.new_id()
+        self._database.execute("UPDATE chunk SET id = ? WHERE id = ?", (new, row[0]))
+        self._database.execute(
+            "UPDATE extent SET chunk = ? WHERE chunk = ? AND since = ?", (new, row[0], WAITING)
+        )
+        for extents in mine.extents.values():
+            for idx, chunk in extents.items():
+                if chunk == row[0]:
+                    extents[idx] = new
+
+    # -- looking ---------------------------------------------------------------------------
+
+    def inode(self, id: int) -> InodeRow | None:
+        row = self._database.row(f"SELECT {_INODE} FROM inode WHERE id = ?", (id,))
+        return None if row is None else InodeRow._make(row)
+
+    def xattrs(self, id: int) -> dict[bytes, bytes]:
+        return dict(self._database.rows("SELECT name, value FROM xattr WHERE inode = ?", (id,)))
+
+    def extents(self, id: int) -> dict[int, int]:
+        return dict(
+            self._database.rows("SELECT idx, chunk FROM extent WHERE inode = ? ORDER BY idx", (id,))
+        )
+
+    def links_to(self, id: int, *, waiting: bool) -> list[tuple[int, bytes]]:
+        """Returns the names of an inode: those that wait, or those that do not."""
+        return list(
+            self._database.rows(
+                f"SELECT parent, name FROM dirent WHERE inode = ? "
+                f"AND +since {'=' if waiting else '<>'} ?",  # not by the index on since
+                (id, WAITING),
+            )
+        )
+
+    def entry(self, link: tuple[int, bytes]) -> tuple[int, bool] | None:
+        """Returns the inode of a name, and whether it waits."""
+        row = self._database.row(
+            "SELECT inode, since FROM dirent WHERE parent = ? AND name = ?", link
+        )
+        return None if row is None else (row[0], row[1] == WAITING)
+
+    def entries(self, folder: int) -> list[tuple[bytes, int]]:
+        return list(
+            self._database.rows("SELECT name, inode FROM dirent WHERE parent = ?", (folder,))
+        )
+
+    def new_files(self, folder: int, shared: int, size: int) -> list[tuple[bytes, int]]:
+        """Returns the files of ``size`` that others put into the folder since ``shared``."""
+        return list(
+            self._database.rows(
+                "SELECT name, dirent.inode FROM dirent JOIN inode ON inode.id = dirent.inode "
+                "WHERE parent = ? AND size = ? AND +dirent.since > ? AND +dirent.since < ?",
+                (folder, size, shared, WAITING),
+            )
+        )
+
+    def fingerprint(self, size: int, extents: dict[int, int]) -> bytes:
+        """Returns what is equal for files of equal bytes, as far as their chunks tell."""
+        digest = sha256(b"%d" % size)
+        for idx in sorted(extents):
+            known = self._database.value("SELECT digest FROM chunk WHERE id = ?", (extents[idx],))
+            digest.update(b"%d %s" % (idx, known or b"%d" % extents[idx]))
+        return digest.digest()
+
+    def seems_rewritten(self, base: InodeRow) -> bool:
+        """Whether others changed the bytes of a file since it was ``base``, as far as its size and
+        times tell."""
+        row = self.inode(base.id)
+        return row is not None and (row.size, row.mtime_ns) != (base.size, base.mtime_ns)
+
+    # -- putting on top --------------------------------------------------------------------
+
+    def put_inode(self, row: InodeRow) -> None:
+        """Writes an inode over what others have of it; of the open epoch."""
+        setters = ", ".join(
+            f"{column} = excluded.{column}" for column in [*TREE_TABLES["inode"][0][1:], "since"]
+        )
+        self._database.execute(
+            f"INSERT INTO inode VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+            f"ON CONFLICT (id) DO UPDATE SET {setters}",
+            row._replace(since=self._progress.open_epoch),
+        )
+
+    def put_xattrs(self, id: int, wanted: dict[bytes, bytes]) -> None:
+        present = self.xattrs(id)
+        for name in present.keys() - wanted.keys():
+            self._database.execute("DELETE FROM xattr WHERE inode = ? AND name = ?", (id, name))
+        for name, value in wanted.items():
+            if present.get(name) != value:
+                self._database.execute(
+                    "INSERT INTO xattr VALUES (?, ?, ?, ?) ON CONFLICT (inode, name) "
+                    "DO UPDATE SET value = excluded.value, since = excluded.since",
+                    (id, name, value, self._progress.open_epoch),
+                )
+
+    def put_extents(self, id: int, wanted: dict[int, int]) -> None:
+        present = self.extents(id)
+        self._database.many(
+            "DELETE FROM extent WHERE inode = ? AND idx = ?",
+            [(id, idx) for idx in present.keys() - wanted.keys()],
+        )
+        self._database.many(
+            "INSERT INTO extent VALUES (?, ?, ?, ?) ON CONFLICT (inode, idx) "
+            "DO UPDATE SET chunk = excluded.chunk, since = excluded.since",
+            [
+                (id, idx, chunk, self._progress.open_epoch)
+                for idx, chunk in wanted.items()
+                if present.get(idx) != chunk
+            ],
+        )
+
+    def bring_back_places(self) -> None:
+        """Keeps the chunks that mine leads to although others dropped their packs meanwhile."""
+        epoch = self._progress.open_epoch
+        lost = [
+            row[0]
+            for row in self._database.rows(
+                "SELECT DISTINCT chunk FROM extent WHERE since = ? "
+                "AND chunk NOT IN (SELECT id FROM chunk)",
+                (epoch,),
+            )
+        ]
+        for id in lost:
+            pack = self._bring_back("chunk", id)
+            if pack is not None:
+                there = self._database.value("SELECT 1 FROM pack WHERE id = ?", (pack,))
+                if there is None:
+                    self._bring_back("pack", pack)
+
+    def _bring_back(self, table: str, id: int) -> int | None:
+        """Writes the last row that a place had; returns a chunk's pack."""
+        columns = PLACE_TABLES[table][0]
+        row = self._database.row(
+            f"SELECT {', '.join(columns)} FROM {table}_past WHERE id = ? ORDER BY until DESC",
+            (id,),
+        )
+        if row is None:
+            return None
+        marks = ", ".join("?" * (len(row) + 1))
+        self._database.execute(
+            f"INSERT INTO {table} VALUES ({marks})", (*row, self._progress.open_epoch)
+        )
+        return int(row[2]) if table == "chunk" else None
+
+    def remove_inode(self, id: int) -> None:
+        for table in ("xattr", "extent"):
+            self._database.execute(f"DELETE FROM {table} WHERE inode = ?", (id,))
+        self._database.execute("DELETE FROM inode WHERE id = ?", (id,))
+
+    def remove_link(self, link: tuple[int, bytes]) -> None:
+        self._database.execute("DELETE FROM dirent WHERE parent = ? AND name = ?", link)
+
+    def add_link(self, link: tuple[int, bytes], inode: int) -> None:
+        self._database.execute(
+            "INSERT INTO dirent VALUES (?, ?, ?, ?, ?)",
+            (link[0], self._progress.new_id(), link[1], inode, self._progress.open_epoch),
+        )
+
+    def leave_nameless(self, id: int) -> None:
+        """Keeps an inode without a name, for whoever has it open."""
+        self._database.execute("INSERT OR IGNORE INTO orphan VALUES (?)", (id,))
+
+    def forget_nameless(self, id: int) -> None:
+        self._database.execute("DELETE FROM orphan WHERE inode = ?", (id,))
+
+    def date_waiting(self) -> None:
+        """Makes what waits part of the open epoch."""
+        for table in (*TREE_TABLES, *PLACE_TABLES):
+            self._database.execute(
+                f"UPDATE {table} SET since = ? WHERE since = ?",
+                (self._progress.open_epoch, WAITING),
+            )
+
+    def count_links(self, ids: Collection[int]) -> None:
+        """Sets the link counts of inodes to what the tables hold."""
+        for id in ids:
+            row = self.inode(id)
+            if row is None:
+                continue
+            if row.mode & 0o170000 == 0o040000:
+                nlink = 2 + self._database.value(
+                    "SELECT count(*) FROM dirent JOIN inode ON inode.id = dirent.inode "
+                    "WHERE parent = ? AND mode & 61440 = 16384",
+                    (id,),
+                )
+            else:
+                nlink = self._database.value("SELECT count(*) FROM dirent WHERE inode = ?", (id,))
+            if nlink != row.nlink:
+                self.put_inode(row._replace(nlink=nlink))

@@ -1,0 +1,380 @@
+"""Following the vault's line with changes of one's own: they are put on top of what others did.
+
+Whatever this device has beyond the last epoch that it shares with the line is merged into it, as
+the open epoch: when another device published first, after weeks offline, while mounted. Nothing
+here waits for anything but the settle that makes all of it durable at once.
+
+| where it dies               | what the next start finds                          |
+|-----------------------------|----------------------------------------------------|
+| while the epochs come       | the state before; they come again                  |
+| at the instant              | the state before                                   |
+| after the settle            | the line, and mine on top, to be published         |
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+from cryptfs.format.conflict_name import conflict_name
+from cryptfs.format.rows import InodeRow, RowBatch
+from cryptfs.ids import ROOT_INODE, ClockNs
+from cryptfs.store.database import Database
+from cryptfs.store.progress import Progress
+from cryptfs.store.rebase import WAITING, Mine, Rebase
+from cryptfs.store.tree import Tree
+from cryptfs.sync.merge import Link, Merged, Node, merge
+from cryptfs.sync.sides import Sides
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """What changed beneath whoever had looked: exactly that may no longer be remembered."""
+
+    entries: frozenset[Link] = frozenset()
+    attributes: frozenset[int] = frozenset()
+    contents: frozenset[int] = frozenset()
+    """Files whose bytes are others."""
+
+    def __or__(self, other: Touched) -> Touched:
+        return Touched(
+            self.entries | other.entries,
+            self.attributes | other.attributes,
+            self.contents | other.contents,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A file that was changed here and elsewhere: both are kept. Paths from the vault's root."""
+
+    path: bytes
+    copy: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """What came of following the line up to ``head``: so many epochs, and what they changed."""
+
+    head: int
+    applied: int = 0
+    touched: Touched = field(default_factory=Touched)
+    conflicts: tuple[Conflict, ...] = ()
+
+
+class OpenFiles(Protocol):
+    """Those who have files open, and must not see them change."""
+
+    def held(self) -> Collection[int]:
+        """Returns the inodes that are open."""
+
+    def displace(self, row: int, other: int) -> None:
+        """Lets whoever has ``row`` open go on with ``other``, which holds what they see. Without
+        a name it is in table ``orphan``.
+        """
+
+    def orphaned(self, row: int, parent: int, name: bytes) -> None:
+        """An open file lost its last name, and is in table ``orphan``."""
+
+    def named(self, row: int) -> None:
+        """An open file without a name has one again."""
+
+    def finish(self, changed: Iterable[int]) -> None:
+        """The last call, with the inodes of which anything but the names changed."""
+
+
+class Replay:
+    """One merge, from the instant at which mine is taken aside to its last row."""
+
+    def __init__(
+        self,
+        database: Database,
+        progress: Progress,
+        tree: Tree,
+        open_files: OpenFiles,
+        *,
+        device_name: str,
+        clock_ns: ClockNs,
+    ):
+        self._database = database
+        self._progress = progress
+        self._tree = tree
+        self._open_files = open_files
+        self._device_name = device_name
+        self._now_ns = clock_ns()
+        self._rebase = Rebase(database, progress)
+        self._mine = Mine(0)
+        self._held: dict[int, InodeRow] = {}
+        self._held_names: dict[int, Link] = {}
+        self._handing_over: list[Callable[[], None]] = []
+        self.touched = Touched()
+        self.conflicts: list[Conflict] = []
+
+    # -- before, while and after others' epochs are applied ---------------------------------------
+
+    def begin(self, shared: int) -> None:
+        """Takes mine aside; the tables then hold the epoch ``shared``."""
+        rebase = self._rebase
+        for id in self._open_files.held():
+            row = rebase.inode(id)
+            if row is not None and not stat.S_ISDIR(row.mode):
+                self._held[id] = row
+                links = self._database.row("SELECT parent, name FROM dirent WHERE inode = ?", (id,))
+                if links is not None:
+                    self._held_names[id] = (links[0], links[1])
+        self._mine = rebase.take_aside(shared, self._held)
+        self._sides = Sides(rebase, self._mine)
+        self._sides.read_base_and_mine()
+
+    def make_way(self, batch: RowBatch) -> None:
+        """To be called before the rows of a batch are applied."""
+        self._rebase.make_way(self._mine, batch)
+
+    def end(self) -> None:
+        """Puts mine on top of what was applied."""
+        sides, rebase = self._sides, self._rebase
+        sides.read_theirs()
+        merged = merge(
+            sides.base,
+            sides.theirs,
+            sides.mine,
+            new_id=self._progress.new_id,
+            free_name=self._free_name,
+        )
+        self._write(merged)
+        self._count_links(merged)
+        # Before what waits is dated: that did not change for anybody here.
+        self.touched = _Difference(self._database, self._mine, merged).touched()
+        rebase.date_waiting()
+        self._keep_held(merged)
+        rebase.bring_back_places()
+        self._note_conflicts(merged)
+
+    @property
+    def has_renumbered(self) -> bool:
+        """Whether chunks or packs have other numbers than before: nothing that was opened by the
+        old ones may go on."""
+        return self._rebase.has_renumbered
+
+    def hand_over(self) -> None:
+        """Tells who has files open, once nothing of this can be taken back any more."""
+        for tell in self._handing_over:
+            tell()
+        self._open_files.finish(self.touched.attributes | self.touched.contents)
+
+    def _free_name(self, link: Link, is_taken: Callable[[bytes], bool]) -> bytes:
+        folder, name = link
+        return conflict_name(
+            name,
+            self._device_name,
+            self._now_ns,
+            lambda other: is_taken(other) or self._rebase.entry((folder, other)) is not None,
+        )
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def _write(self, merged: Merged) -> None:
+        theirs, after = self._sides.theirs, merged.side
+        for id in merged.absorbed:
+            self._remove_absorbed(id)
+        for link, id in theirs.links.items():
+            if after.links.get(link) != id:
+                self._rebase.remove_link(link)
+        for id in theirs.nodes.keys() - after.nodes.keys():
+            self._rebase.remove_inode(id)
+        originals = dict(merged.copies)
+        for id, node in after.nodes.items():
+            before = theirs.nodes.get(id)
+            if before is not None:
+                if node != before:
+                    self._write_over(id, node, is_mine=id in merged.from_mine)
+            elif not self._is_waiting(id):
+                self._write_anew(id, originals.get(id, id), node)
+        for link, id in after.links.items():
+            if theirs.links.get(link) != id:
+                entry = self._rebase.entry(link)
+                if entry is None or entry[0] != id:
+                    self._rebase.add_link(link, id)
+
+    def _is_waiting(self, id: int) -> bool:
+        row = self._rebase.inode(id)
+        return row is not None and row.since == WAITING
+
+    def _remove_absorbed(self, id: int) -> None:
+        """Removes what mine made, and waits, in whose place something of theirs stands."""
+        if not self._is_waiting(id):
+            return
+        self._database.execute(
+            "DELETE FROM dirent WHERE (parent = ?1 OR inode = ?1) AND +since = ?2", (id, WAITING)
+        )
+        if id not in self._held:
+            self._rebase.remove_inode(id)
+
+    def _write_over(self, id: int, node: Node, *, is_mine: bool) -> None:
+        row = self._rebase.inode(id)
+        assert row is not None
+        row = row._replace(**node.attributes._asdict())
+        if is_mine:
+            row = row._replace(size=self._sides.my_rows[id].size)
+            self._rebase.put_extents(id, self._mine.extents[id])
+        self._rebase.put_inode(row)
+        self._rebase.put_xattrs(id, dict(node.xattrs))
+
+    def _write_anew(self, id: int, source: int, node: Node) -> None:
+        row = self._sides.my_rows[source]._replace(id=id, **node.attributes._asdict())
+        self._rebase.put_inode(row)
+        self._rebase.put_xattrs(id, dict(node.xattrs))
+        self._rebase.put_extents(id, self._mine.extents.get(source, {}))
+
+    def _count_links(self, merged: Merged) -> None:
+        folders = {folder for folder, _ in merged.side.links}
+        before = {folder for folder, _ in self._sides.theirs.links}
+        self._rebase.count_links({*merged.side.nodes, *folders, *before})
+
+    # -- open files ------------------------------------------------------------------------
+
+    def _keep_held(self, merged: Merged) -> None:
+        """Leaves to whoever has a file open what they see of it."""
+        copies = {original: copy for copy, original in merged.copies}
+        for id, before in self._held.items():
+            row = self._rebase.inode(id)
+            link = self._held_names.get(id)
+            if row is None:
+                self._put_held(id, id, before)
+                self._leave_nameless(id, link)
+            elif not self._is_seen_unchanged(id, row, before, merged):
+                copy = copies.get(id)
+                if copy is None:
+                    copy = self._progress.new_id()
+                    self._put_held(copy, id, before)
+                    self._rebase.leave_nameless(copy)
+                self._tell(partial(self._open_files.displace, id, copy))
+            elif id in merged.absorbed:
+                self._rebase.put_inode(row._replace(nlink=0))
+                self._leave_nameless(id, link)
+            elif not before.nlink and row.nlink:
+                self._rebase.forget_nameless(id)
+                self._tell(partial(self._open_files.named, id))
+
+    def _is_seen_unchanged(self, id: int, row: InodeRow, before: InodeRow, merged: Merged) -> bool:
+        if id in merged.from_mine or id not in self._mine.extents:
+            return True
+        return row.size == before.size and self._rebase.extents(id) == self._mine.extents[id]
+
+    def _put_held(self, id: int, source: int, before: InodeRow) -> None:
+        self._rebase.put_inode(before._replace(id=id, nlink=0))
+        self._rebase.put_extents(id, self._mine.extents.get(source, {}))
+
+    def _leave_nameless(self, id: int, link: Link | None) -> None:
+        self._rebase.leave_nameless(id)
+        where = link or (ROOT_INODE, b"file")
+        self._tell(partial(self._open_files.orphaned, id, *where))
+
+    def _tell(self, tell: Callable[[], None]) -> None:
+        self._handing_over.append(tell)
+
+    # -- telling ---------------------------------------------------------------------------
+
+    def _note_conflicts(self, merged: Merged) -> None:
+        for original, copy in merged.conflicts:
+            told = Conflict(self._path(original), self._path(copy))
+            self.conflicts.append(told)
+            record = {
+                "of": original,
+                "path": os.fsdecode(told.path).encode("utf-8", "backslashreplace").decode(),
+                "device": self._device_name,
+                "time_ns": self._now_ns,
+            }
+            self._tree.put_setting(f"conflict.{copy}", json.dumps(record).encode())
+
+    def _path(self, id: int) -> bytes:
+        names: list[bytes] = []
+        while id != ROOT_INODE:
+            row = self._database.row("SELECT parent, name FROM dirent WHERE inode = ?", (id,))
+            if row is None:
+                break
+            id = row[0]
+            names.append(row[1])
+        return b"/".join(reversed(names))
+
+
+class _Difference:
+    """Compares the tables with what they held before: mine on top of the shared epoch."""
+
+    def __init__(self, database: Database, mine: Mine, merged: Merged):
+        self._database, self._mine, self._merged = database, mine, merged
+
+    def touched(self) -> Touched:
+        mine = self._mine
+        links = {(row[0], row[1]) for row in self._changed("parent, name", "dirent")}
+        links |= mine.links.keys() | mine.unlinked.keys()
+        inodes = {row[0] for row in self._changed("id", "inode")} | mine.inodes.keys()
+        files = {row[0] for row in self._changed("inode", "extent")}
+        resized = {id for id in inodes if self._is_resized(id)}
+        return Touched(
+            frozenset(link for link in links if self._before(link) != self._after(link)),
+            frozenset(id for id in inodes if self._is_changed(id)),
+            frozenset((files | resized) - self._merged.from_mine),
+        )
+
+    def _changed(self, columns: str, table: str) -> Iterable[tuple[int, bytes]]:
+        parameters = {"shared": self._mine.shared, "waiting": WAITING}
+        yield from self._database.rows(
+            f"SELECT {columns} FROM {table} WHERE since > :shared AND since < :waiting", parameters
+        )
+        yield from self._database.rows(
+            f"SELECT {columns} FROM {table}_past WHERE until > :shared AND since <= :shared",
+            parameters,
+        )
+
+    def _before(self, link: Link) -> int | None:
+        if link in self._mine.links:
+            return self._mine.links[link]
+        if link in self._mine.unlinked:
+            return None
+        shared = self._mine.shared
+        for table, condition in (("dirent", ""), ("dirent_past", f" AND until > {shared}")):
+            inode: int | None = self._database.value(
+                f"SELECT inode FROM {table} WHERE parent = ? AND name = ? AND +since <= ?"
+                f"{condition}",
+                (*link, shared),
+            )
+            if inode is not None:
+                return inode
+        return None
+
+    def _after(self, link: Link) -> int | None:
+        inode: int | None = self._database.value(
+            "SELECT inode FROM dirent WHERE parent = ? AND name = ?", link
+        )
+        return inode
+
+    def _inode_before(self, id: int) -> tuple[object, ...] | None:
+        if id in self._mine.inodes:
+            row = self._mine.inodes[id]
+            return None if row is None else row[:-1]
+        shared = self._mine.shared
+        for table, condition in (("inode", ""), ("inode_past", f" AND until > {shared}")):
+            found = self._database.row(
+                f"SELECT * FROM {table} WHERE id = ? AND since <= ?{condition}", (id, shared)
+            )
+            if found is not None:
+                return tuple(found[:12])
+        return None
+
+    def _inode_after(self, id: int) -> tuple[object, ...] | None:
+        row = self._database.row("SELECT * FROM inode WHERE id = ?", (id,))
+        return None if row is None else tuple(row[:12])
+
+    def _is_changed(self, id: int) -> bool:
+        before, after = self._inode_before(id), self._inode_after(id)
+        return before is not None and after is not None and before != after
+
+    def _is_resized(self, id: int) -> bool:
+        before, after = self._inode_before(id), self._inode_after(id)
+        return before is not None and after is not None and before[6] != after[6]

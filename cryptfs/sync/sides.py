@@ -1,0 +1,227 @@
+"""The three sides of a merge, read out of the tables while they are rebased.
+
+The tables hold one side at a time: the shared epoch first, and what others made of it later. What
+`Mine` has aside goes on top of the first.
+"""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import replace
+
+from cryptfs.format.rows import InodeRow
+from cryptfs.ids import ROOT_INODE
+from cryptfs.store.rebase import WAITING, Mine, Rebase
+from cryptfs.sync.merge import Attributes, Link, Node, Side
+
+
+class Sides:
+    """Reads no more of a tree than `merge` asks for."""
+
+    def __init__(self, rebase: Rebase, mine: Mine):
+        self._rebase, self._mine = rebase, mine
+        self._base_nodes: dict[int, Node] = {}
+        self._base_links: dict[Link, int] = {}
+        self._my_nodes: dict[int, Node] = {}
+        self._my_links: dict[Link, int] = {}
+        self._their_nodes: dict[int, Node] = {}
+        self._their_links: dict[Link, int] = {}
+        self._my_names: dict[int, list[Link]] = {}
+        self._read: set[int] = set()
+        self.base_rows: dict[int, InodeRow] = {}
+        self.my_rows: dict[int, InodeRow] = {}
+
+    @property
+    def base(self) -> Side:
+        return Side(self._base_nodes, self._base_links)
+
+    @property
+    def mine(self) -> Side:
+        return Side(self._my_nodes, self._my_links)
+
+    @property
+    def theirs(self) -> Side:
+        return Side(self._their_nodes, self._their_links)
+
+    # -- the shared epoch, and mine on top of it -----------------------------------------------
+
+    def read_base_and_mine(self) -> None:
+        """To be called while the tables hold the shared epoch."""
+        mine = self._mine
+        for link, id in mine.links.items():
+            self._my_names.setdefault(id, []).append(link)
+        changed = {
+            ROOT_INODE, *mine.inodes, *mine.xattrs, *mine.rewritten, *mine.links.values(),
+            *mine.unlinked.values(), *(folder for folder, _ in mine.links),
+        }  # fmt: skip
+        while changed:
+            id = changed.pop()
+            self._read_one(id)
+            changed |= {folder for folder, _ in self._names_in_mine(id)} - self._read
+
+    def _names_in_mine(self, id: int) -> list[Link]:
+        unlinked = self._mine.unlinked
+        kept = [
+            link for link in self._rebase.links_to(id, waiting=False) if unlinked.get(link) != id
+        ]
+        waiting = self._rebase.links_to(id, waiting=True)
+        return [*kept, *waiting, *self._my_names.get(id, ())]
+
+    def _read_one(self, id: int) -> None:
+        if id in self._read:
+            return
+        self._read.add(id)
+        row = self._rebase.inode(id)
+        xattrs = self._rebase.xattrs(id)
+        is_waiting = row is not None and row.since == WAITING
+        if row is not None and not is_waiting:
+            self.base_rows[id] = row
+            links = self._rebase.links_to(id, waiting=False)
+            if links or id == ROOT_INODE:
+                self._base_nodes[id] = _node(row, xattrs, self._content_of_base(row))
+                self._base_links |= dict.fromkeys(links, id)
+        own = self._mine.inodes.get(id, row)
+        if own is None:
+            return
+        self.my_rows[id] = own
+        links = self._names_in_mine(id)
+        if links or id == ROOT_INODE:
+            for name, value in self._mine.xattrs.get(id, {}).items():
+                if value is None:
+                    xattrs.pop(name, None)
+                else:
+                    xattrs[name] = value
+            self._my_nodes[id] = _node(own, xattrs, self._content_of_mine(own))
+            self._my_links |= dict.fromkeys(links, id)
+
+    def _content_of_base(self, row: InodeRow) -> object:
+        if stat.S_ISREG(row.mode) and row.id in self._mine.rewritten:
+            return self._rebase.fingerprint(row.size, self._rebase.extents(row.id))
+        return _plain_content(row, "base")
+
+    def _content_of_mine(self, row: InodeRow) -> object:
+        if stat.S_ISREG(row.mode) and row.id in self._mine.rewritten:
+            return self._rebase.fingerprint(row.size, self._mine.extents[row.id])
+        return _plain_content(row, "base" if row.id in self.base_rows else "mine")
+
+    # -- theirs --------------------------------------------------------------------------------
+
+    def read_theirs(self) -> None:
+        """To be called while the tables hold what others published."""
+        for id in {*self._base_nodes, *self._my_nodes}:
+            self._read_theirs(id)
+        for link, id in list(self._my_links.items()):
+            self._meet(link, link, id)
+        for id, node in self._base_nodes.items():
+            if node.is_folder and id not in self._my_nodes:
+                for name, child in self._rebase.entries(id):
+                    self._note_theirs((id, name), child)
+        self._look_for_copies()
+        if any(self._is_moved(link, id) for link, id in self._my_links.items()):
+            for id in [id for id, node in self._my_nodes.items() if node.is_folder]:
+                self._climb(id)
+
+    def _read_theirs(self, id: int) -> None:
+        row = self._rebase.inode(id)
+        if row is None or row.since == WAITING:
+            return
+        links = self._rebase.links_to(id, waiting=False)
+        if not links and id != ROOT_INODE:
+            return
+        self._their_nodes[id] = _node(row, self._rebase.xattrs(id), self._content_of_theirs(row))
+        self._their_links |= dict.fromkeys(links, id)
+
+    def _content_of_theirs(self, row: InodeRow) -> object:
+        base = self.base_rows.get(row.id)
+        if not stat.S_ISREG(row.mode):
+            return _plain_content(row, "base")
+        if base is None or row.id in self._mine.rewritten:
+            if base is None and row.id in self._my_nodes:
+                self._fingerprint_mine(row.id)
+            return self._rebase.fingerprint(row.size, self._rebase.extents(row.id))
+        is_rewritten = self._rebase.seems_rewritten(base)
+        return _plain_content(row, "theirs" if is_rewritten else "base")
+
+    def _fingerprint_mine(self, id: int) -> None:
+        """Has a file that mine made be compared by its bytes."""
+        row = self.my_rows[id]
+        if stat.S_ISREG(row.mode) and id not in self._base_nodes:
+            extents = self._mine.extents.get(id)
+            if extents is None:
+                extents = self._rebase.extents(id)
+            content = self._rebase.fingerprint(row.size, extents)
+            self._my_nodes[id] = replace(self._my_nodes[id], content=content)
+
+    def _note_theirs(self, link: Link, id: int) -> None:
+        self._their_links[link] = id
+        if id in self._their_nodes:
+            return
+        row = self._rebase.inode(id)
+        if row is not None:
+            content = self._content_of_theirs(row)
+            self._their_nodes[id] = _node(row, self._rebase.xattrs(id), content)
+
+    def _meet(self, link: Link, there: Link, id: int) -> None:
+        """Reads what theirs has at ``there``, where mine would put ``id``, its ``link`` in mine."""
+        entry = self._rebase.entry(there)
+        if entry is None or entry[1]:
+            return
+        other = entry[0]
+        self._note_theirs(there, other)
+        if id in self._base_nodes or id == other:
+            return
+        self._fingerprint_mine(id)
+        if self._my_nodes[id].is_folder and self._their_nodes[other].is_folder:
+            for child_link, child in self._children_in_mine(id):
+                self._my_links[child_link] = child
+                self._read_one(child)
+                self._meet(child_link, (other, child_link[1]), child)
+
+    def _children_in_mine(self, folder: int) -> list[tuple[Link, int]]:
+        waiting = [((folder, name), child) for name, child in self._rebase.entries(folder)]
+        placed = [(link, id) for link, id in self._mine.links.items() if link[0] == folder]
+        return waiting + placed
+
+    def _look_for_copies(self) -> None:
+        """Reads the files that may be copies of what mine changed, made by another device."""
+        folders: dict[int, set[int]] = {}
+        for links in (self._my_links, self._their_links):
+            for (folder, _), id in links.items():
+                folders.setdefault(id, set()).add(folder)
+        for id in self._mine.rewritten & self._my_nodes.keys() & self._their_nodes.keys():
+            known = (self._base_nodes[id].content, self._my_nodes[id].content)
+            if self._their_nodes[id].content not in known:
+                size = self.my_rows[id].size
+                for folder in folders[id]:
+                    for name, other in self._rebase.new_files(folder, self._mine.shared, size):
+                        self._note_theirs((folder, name), other)
+
+    def _is_moved(self, link: Link, id: int) -> bool:
+        node = self._base_nodes.get(id)
+        return node is not None and node.is_folder and self._base_links.get(link) != id
+
+    def _climb(self, folder: int) -> None:
+        """Reads the folders above one, as theirs has them."""
+        while folder != ROOT_INODE:
+            links = self._rebase.links_to(folder, waiting=False)
+            if not links:
+                return
+            self._note_theirs(links[0], folder)
+            folder = links[0][0]
+
+
+def _node(row: InodeRow, xattrs: dict[bytes, bytes], content: object) -> Node:
+    return Node(
+        Attributes(row.mode, row.uid, row.gid, row.atime_ns, row.mtime_ns, row.ctime_ns),
+        content,
+        dict(xattrs),
+    )
+
+
+def _plain_content(row: InodeRow, side: str) -> object:
+    """Returns what stands for the content of an inode whose bytes need not be compared."""
+    if stat.S_ISREG(row.mode):
+        return side, row.id
+    if stat.S_ISLNK(row.mode):
+        return row.target
+    return row.rdev or None
