@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, Final
+from typing import Final
 
 import click
 import trio
@@ -17,7 +17,16 @@ from cryptfs.cli.asking import (
     require_terminal,
     secret_options,
 )
-from cryptfs.cli.display import count, format_size, progress_bar, say, show, show_json, warn
+from cryptfs.cli.display import (
+    count,
+    format_size,
+    printable,
+    progress_bar,
+    say,
+    show,
+    show_json,
+    warn,
+)
 from cryptfs.cli.examples import examples
 from cryptfs.cli.init import confirm_line, kdf_params, print_key
 from cryptfs.cli.places import find_mounted, remote_of, surroundings
@@ -46,7 +55,7 @@ has said that the key is changed: up to then only the former one opens the vault
 @click.option("--another", is_flag=True, help="Change the key again, unfinished as it is.")
 @click.option("--later", is_flag=True, help="Leave it to mounts to seal what is there anew.")
 @click.option("--yes", is_flag=True, help="Do not ask for a line of the key.")
-@click.option("--json", "as_json", is_flag=True, help="Print the key and what was done as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the key as JSON, before it is used.")
 def rotate_key(
     place: str,
     secret: SecretSource,
@@ -74,27 +83,42 @@ def rotate_key(
         )
     around = surroundings()
 
-    async def work() -> dict[str, Any]:
+    async def work() -> None:
         remote = remote_of(place)
         try:
             unlocked = await open_with(remote, secret, around.state_root)
-            done: dict[str, Any] = {"vault": remote.url, "recovery_key": None}
-            if not await _is_unfinished(remote, unlocked, around, another):
-                key = _choose_key(yes, as_json, unlocked, around)
+            if await _is_unfinished(remote, unlocked, around, another):
+                if as_json:
+                    _show_as_json(remote, unlocked.keys, None)
+            else:
+                _tell_which_go(unlocked, around)
                 password = None if no_password else _choose_password(new_password, remote, around)
+                key = recovery_key.generate(os.urandom)
+                # Whatever happens from here on, somebody has the key.
+                if as_json:
+                    former = (*unlocked.keys.former, unlocked.key)
+                    _show_as_json(remote, VaultKeys.derive(key, former), key)
+                else:
+                    print_key(key, show, _EXPLANATION)
+                if not yes:
+                    confirm_line(key)
                 unlocked = await _change(remote, unlocked, around, key, password)
-                done["recovery_key"] = list(key.lines())
-            done |= {
-                "vault_id": unlocked.keys.vault_id.hex(),
-                "key_epoch": unlocked.keys.key_epoch,
-            }
-            return done | await _seal_anew(remote, unlocked, around, later)
+            await _seal_anew(remote, unlocked, around, later)
         finally:
             await remote.close()
 
-    done = trio.run(work)
-    if as_json:
-        show_json(done)
+    trio.run(work)
+
+
+def _show_as_json(remote: Remote, keys: VaultKeys, key: RecoveryKey | None) -> None:
+    show_json(
+        {
+            "vault": remote.url,
+            "vault_id": keys.vault_id.hex(),
+            "key_epoch": keys.key_epoch,
+            "recovery_key": None if key is None else list(key.lines()),
+        }
+    )
 
 
 async def _is_unfinished(
@@ -121,8 +145,7 @@ async def _is_unfinished(
     return False
 
 
-def _choose_key(yes: bool, as_json: bool, unlocked: Unlocked, around: Surroundings) -> RecoveryKey:
-    """A new key that somebody has written down."""
+def _tell_which_go(unlocked: Unlocked, around: Surroundings) -> None:
     slots = () if unlocked.header is None else unlocked.header.slots
     here = local_slots(around.state_root, unlocked.keys.vault_id)
     names = [f"{slot.slot_id} ({slot.label or 'no label'})" for slot in slots]
@@ -132,14 +155,6 @@ def _choose_key(yes: bool, as_json: bool, unlocked: Unlocked, around: Surroundin
             f"These passwords will open the vault no more: {', '.join(names)}; nor will those that "
             "are kept on other devices only. Add new ones afterwards with: cryptfs key add-password"
         )
-    key = recovery_key.generate(os.urandom)
-    if not as_json:
-        print_key(key, show, _EXPLANATION)
-    elif not yes:
-        print_key(key, say, _EXPLANATION)
-    if not yes:
-        confirm_line(key)
-    return key
 
 
 def _choose_password(source: SecretSource, remote: Remote, around: Surroundings) -> SlotRequest:
@@ -172,10 +187,8 @@ async def _change(
     return changed
 
 
-async def _seal_anew(
-    remote: Remote, unlocked: Unlocked, around: Surroundings, later: bool
-) -> dict[str, Any]:
-    """Seals what is there anew; returns what is left, and what cannot be done."""
+async def _seal_anew(remote: Remote, unlocked: Unlocked, around: Surroundings, later: bool) -> None:
+    """Seals what is there anew, and tells what is left, and what cannot be done."""
     vault = await open_vault(remote, unlocked, around)
     try:
         resealing = vault.collector.resealing
@@ -184,20 +197,19 @@ async def _seal_anew(
             say("Sealing anew what is there. Ctrl-C ends this; each mount goes on with it.")
             with noting_damage(vault.view.state), progress_bar("Sealing anew") as on_bytes:
                 problems = await reseal(vault, on_bytes)
-        left = resealing.left()
         for problem in problems:
             warn(problem)
         for path in resealing.unreadable_files():
-            warn(f"needs a pack that cannot be read: {ascii(os.fsdecode(path))[1:-1]}")
+            warn(f"needs a pack that cannot be read: {printable(os.fsdecode(path))}")
+        left = resealing.left()
         if left.packs:
-            say(f"Left to be sealed anew: {count(left.packs, 'pack')} "
-                f"({format_size(left.size_bytes)}).")  # fmt: skip
+            packs = f"{count(left.packs, 'pack')} ({format_size(left.size_bytes)})"
+            say(f"Left to be sealed anew: {packs}; each mount goes on with it.")
         else:
             say(
                 "Everything is sealed with the new key. What the former one opens leaves the vault "
                 f"{GRACE_DAYS} days from now; who copied it before can open it for ever."
             )
-        return {"packs_left": left.packs, "bytes_left": left.size_bytes, "problems": problems}
     finally:
         vault.close()
 

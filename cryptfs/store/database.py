@@ -335,6 +335,7 @@ def rekey_file(path: Path, key: bytes, new_key: bytes, least: int) -> None:
         connection.pragma("cipher", "aegis")
         connection.execute(f"PRAGMA key = 'raw:{key.hex()}'")
         connection.pragma("journal_mode", "delete")  # there is no other key for half of a log
+        connection.pragma("journal_mode", "memory")  # nothing is left beside it, whatever happens
         connection.execute(LATER_TABLES)
         connection.execute("INSERT OR IGNORE INTO key_line VALUES (1, 1, 1)")
         connection.execute("UPDATE key_line SET least = max(least, ?)", (least,))

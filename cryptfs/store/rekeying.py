@@ -86,6 +86,8 @@ def _make_copy(
     log_file = Path(f"{old.database}-wal")
     if log_file.exists() and log_file.stat().st_size:
         raise VaultBusy("another cryptfs command reads this vault; wait until it is done")
+    for suffix in ("-journal", "-wal", "-shm"):  # of a copy that a dead process began
+        Path(f"{copy}{suffix}").unlink(missing_ok=True)
     try:
         shutil.copyfile(old.database, copy)
         copy.chmod(0o600)
