@@ -291,7 +291,10 @@ def _highest_verified(found: Found, keys: VaultKeys) -> Header | None:
         try:
             return header.verify(keys, sequence)
         except IntegrityError as error:
-            log.warning("%s does not count: %s", header_name(sequence), error)
+            # Of a later key of this vault, perhaps: then what does not open will be told.
+            is_later = header.vault_id != keys.vault_id and header.claims.key_epoch > 1
+            level = logging.DEBUG if is_later else logging.WARNING
+            log.log(level, "%s does not count: %s", header_name(sequence), error)
     return None
 
 

@@ -87,10 +87,14 @@ def count(number: int, one: str, many: str | None = None) -> str:
 
 def resealing_text(left: dict[str, int]) -> str:
     """How far the sealing anew is, after a change of the key."""
-    text = f"{count(left['packs'], 'pack')} ({format_size(left['bytes'])}) left to be sealed anew"
+    parts = []
+    if left["packs"]:
+        packs = f"{count(left['packs'], 'pack')} ({format_size(left['bytes'])})"
+        parts.append(f"{packs} left to be sealed anew")
     if left["waiting_packs"]:
-        text += f", {count(left['waiting_packs'], 'pack')} of a former key waiting to go"
-    return text
+        packs = f"{count(left['waiting_packs'], 'pack')} ({format_size(left['waiting_bytes'])})"
+        parts.append(f"{packs} of a former key set aside, to leave the vault")
+    return "; ".join(parts)
 
 
 def json_path(path: bytes) -> dict[str, str]:

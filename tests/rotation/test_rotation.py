@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from cryptfs.crypto.keys import VaultKeys
 from cryptfs.errors import KeyChanged, KeyChangeUnfinished, WrongPassword
+from cryptfs.remote.base import Remote, Source
+from cryptfs.remote.wrapper import Wrapper
+from cryptfs.rotation import reseal
+from cryptfs.store.rekeying import move_state
 from cryptfs.unlock import Secret
-from tests.device import Device, look, read_file, write_file
+from tests.device import Device, look, make_vault, read_file, write_file
 from tests.rotation.changing import (
     FILES,
     NEW_KEY,
@@ -18,7 +24,7 @@ from tests.rotation.changing import (
     change_key,
     make_filled_vault,
 )
-from tests.vectors.seeded import KEY
+from tests.vectors.seeded import KEY, KEYS
 
 
 async def files_of(device: Device) -> dict[bytes, bytes]:
@@ -141,3 +147,100 @@ async def test_a_change_that_another_device_knows_only_by_its_header_is_refused(
     assert await files_of(laptop) == FILES
     with pytest.raises(WrongPassword):
         await laptop.unlock(NEW_PASSWORD)
+
+
+async def test_a_device_that_is_at_work_is_told_and_loses_nothing(tmp_path: Path) -> None:
+    desk = await make_filled_vault(tmp_path / "desk")
+    laptop = desk.second(tmp_path / "laptop")
+    async with laptop.opened(background=False) as vault:
+        await change_key(desk)
+        await write_file(vault, b"mine", b"written while the key was changed")
+        with pytest.raises(KeyChanged, match="open it with the new password"):
+            await vault.follower.publish()
+        assert await read_file(vault, b"mine") == b"written while the key was changed"
+        await write_file(vault, b"mine too", b"and later")
+    await laptop.unlock(NEW_KEY)
+    async with laptop.opened(background=False) as vault:
+        await vault.follower.publish(mounted=False)
+    files = await files_of(desk)
+    assert files == FILES | {
+        b"mine": b"written while the key was changed",
+        b"mine too": b"and later",
+    }
+
+
+class Busy(Wrapper):
+    """Has another device publish just before the commit of the change."""
+
+    def __init__(self, inner: Remote, other: Device) -> None:
+        super().__init__(inner)
+        self._other: Device | None = other
+
+    async def create(self, name: str, source: Source) -> None:
+        other, is_commit = self._other, name.startswith("commits/")
+        if other is not None and is_commit:
+            self._other = None
+            async with other.opened(background=False) as vault:
+                await write_file(vault, b"between", b"published with the former key")
+                await vault.publisher.publish()
+        await super().create(name, source)
+
+
+async def test_another_device_publishes_at_the_same_moment(tmp_path: Path) -> None:
+    desk = await make_filled_vault(tmp_path / "desk")
+    laptop = desk.second(tmp_path / "laptop")
+    async with laptop.opened(background=False):
+        pass
+    desk.around_remote = lambda remote: Busy(remote, laptop)
+    await change_key(desk)
+    expected = FILES | {b"between": b"published with the former key"}
+    assert desk.objects("checkpoints").keys() == {"checkpoints/0000000005.000"}
+    for device in (desk, laptop, desk.second(tmp_path / "phone")):
+        device.around_remote = lambda remote: remote
+        await device.unlock(NEW_KEY)
+        assert await files_of(device) == expected
+
+
+async def test_a_change_that_was_not_finished_goes_on_behind_what_came_meanwhile(
+    tmp_path: Path,
+) -> None:
+    """It died before the commit, and another device went on with the former key."""
+    desk = await make_filled_vault(tmp_path / "desk")
+    laptop = desk.second(tmp_path / "laptop")
+    await change_key(desk)
+    for name in ("commits/0000000004.000", "checkpoints/0000000004.000"):
+        (desk.remote_folder / name).unlink()
+    # The state as it was before the commit: of the new key, and of the epoch before.
+    shutil.rmtree(desk.state)
+    keys = VaultKeys.derive(NEW_KEY, [KEY])
+    twin = desk.second(tmp_path / "twin", name="desk")
+    twin.unlocked = laptop.unlocked
+    async with twin.opened(background=False):
+        pass
+    move_state(twin.folder / "state", KEYS, keys, least=1)
+    twin.unlocked = desk.unlocked
+    async with laptop.opened(background=False) as vault:
+        await write_file(vault, b"between", b"published with the former key")
+        await vault.publisher.publish()
+    async with twin.opened(background=False) as vault:
+        assert vault.view.progress.published_epoch == 4
+        await vault.finish_key_change()
+        assert vault.view.progress.published_epoch == 5
+    await laptop.unlock(NEW_KEY)
+    expected = FILES | {b"between": b"published with the former key"}
+    assert await files_of(laptop) == await files_of(twin) == expected
+
+
+async def test_a_vault_without_dedup(tmp_path: Path) -> None:
+    desk = await make_vault(tmp_path / "desk", dedup=False)
+    await desk.unlock(KEY)
+    async with desk.opened(background=False) as vault:
+        await write_file(vault, b"letter", FILES[b"letter"])
+        await vault.publisher.publish()
+    await change_key(desk)
+    async with desk.opened(background=False) as vault:
+        assert await reseal(vault, lambda done, total: None) == []
+        assert vault.collector.resealing.left().packs == 0
+        digests = vault.view.database.rows("SELECT DISTINCT digest FROM chunk")
+        assert list(digests) == [(None,)]
+        assert await read_file(vault, b"letter") == FILES[b"letter"]
