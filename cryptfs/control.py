@@ -49,6 +49,9 @@ class MountRequest:
     limit_up: int | None = None
     limit_down: int | None = None
     allow_metered: bool = False
+    poll: float | None = None
+    """Seconds between two looks at what other devices published; 0 for none by itself, None: as
+    fits the vault's place."""
     cache_bytes: int | None = None
     """How much of what is downloaded is kept; None: as the disk has room."""
 

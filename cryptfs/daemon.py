@@ -25,6 +25,7 @@ import json
 import logging
 import os
 import resource
+import shlex
 import signal
 import sys
 import time
@@ -48,16 +49,19 @@ from cryptfs.control import (
 )
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.recovery_key import RecoveryKey
-from cryptfs.errors import CryptfsError, FuseUnavailable, OutOfSpace
+from cryptfs.errors import CryptfsError, FuseUnavailable, OutOfSpace, RollbackError
 from cryptfs.format.names import header_name
 from cryptfs.fuse import Handlers
+from cryptfs.fuse_cache import KernelCache
 from cryptfs.remote.location import open_remote
 from cryptfs.remote.stack import Stack, Treatment
 from cryptfs.remote.verifying import Verify
 from cryptfs.store.garbage import FormerPacks
 from cryptfs.sync.metered import is_metered
-from cryptfs.sync.policy import Housekeeping, PublishPolicy
+from cryptfs.sync.policy import Housekeeping, PublishPolicy, State, state_of
 from cryptfs.sync.publish import Upload
+from cryptfs.sync.replay import Followed
+from cryptfs.sync.watch import FAR_SECONDS, FOLDER_SECONDS, LONGEST_SECONDS, Watch
 from cryptfs.unlock import Unlocked
 from cryptfs.upkeep.gc_plan import plan_message, report_message
 from cryptfs.upkeep.points import RestorePoint
@@ -91,6 +95,9 @@ class Mount:
         self._at = at
         self._remote = remote
         self._request = request
+        self._kernel = KernelCache(vault.fs, vault.view.tree)
+        vault.on_followed = self._tell_followed
+        self._watch = self._new_watch()
         self._policy = PublishPolicy(
             vault.view.database,
             vault.view.progress,
@@ -100,15 +107,50 @@ class Mount:
             paused=vault.view.state.is_paused,
             is_metered=is_metered if self._spares_the_network() else None,
             housekeeping=Housekeeping(vault.collector.is_due, vault.collector.run_in_background),
+            watch=self._watch,
+            publish=vault.follower.publish,
         )
         self._publish_at_end = True
         self._problem: CryptfsError | None = None
         self._ended = trio.Event()
 
+    def _new_watch(self) -> Watch:
+        seconds, longest = FAR_SECONDS, LONGEST_SECONDS
+        if self._is_in_a_folder():
+            seconds = longest = FOLDER_SECONDS
+        if self._request.poll is not None:
+            seconds = longest = self._request.poll
+        connection = self._vault.view.database.connection
+        return Watch(
+            self._vault.view.progress,
+            self._remote,
+            self._vault.follow,
+            seconds=None if self._at is not None or not seconds else seconds,
+            longest_seconds=longest,
+            is_paused=lambda: self._policy.is_paused,
+            is_metered=is_metered if self._spares_the_network() else None,
+            activity=connection.total_changes,
+        )
+
+    def _is_in_a_folder(self) -> bool:
+        return self._remote.local_path(header_name(1)) is not None
+
     def _spares_the_network(self) -> bool:
         """A folder is on this machine, or somebody else's program cares for its way."""
-        is_folder = self._remote.local_path(header_name(1)) is not None
-        return not is_folder and not self._request.allow_metered
+        return not self._is_in_a_folder() and not self._request.allow_metered
+
+    async def _tell_followed(self, followed: Followed) -> None:
+        """Has the kernel hear of what changed, and a person of what is kept twice."""
+        await self._kernel.forget(followed.touched)
+        if followed.applied:
+            log.info("followed other devices to epoch %d", followed.head)
+        if followed.conflicts:
+            # No names: the log is not encrypted.
+            log.warning(
+                "%d of the files that were changed here were changed on another device too: both "
+                "are kept, what was changed here as a conflict copy",
+                len(followed.conflicts),
+            )
 
     # -- life ------------------------------------------------------------------------------
 
@@ -128,13 +170,16 @@ class Mount:
             async with open_nursery() as nursery:
                 listener = listen(vault.view.state.control)
                 await vault.run(nursery)
+                nursery.start_soon(self._kernel.run)
                 nursery.start_soon(trio.serve_listeners, self._answer, [listener])
                 nursery.start_soon(self._end_on_signal)
+                nursery.start_soon(self._watch.run)
                 if not self._request.read_only:
                     nursery.start_soon(self._policy.run)
                 nursery.start_soon(_raise_read_ahead, mountpoint)
                 nursery.start_soon(self._tell_when_usable, report_ready)
                 await pyfuse3.main(max_tasks=PARALLEL_REQUESTS)
+                await self._kernel.close()
                 pyfuse3.close(unmount=False)
                 mounted = False
                 await self._finish()
@@ -171,8 +216,10 @@ class Mount:
         if self._policy.is_paused:
             log.info("unmounted while syncing is paused; nothing more is published")
             return
+        if not self._vault.has_unpublished():
+            return
         try:
-            await self._vault.publisher.publish()
+            await self._policy.publish_now(is_asked=False)
         except CryptfsError as error:
             log.warning("unmounted with unpublished changes: %s", error)
 
@@ -234,7 +281,9 @@ class Mount:
                 raise CryptfsError(f"unknown request {other!r}")
 
     async def _publish(self, stream: trio.SocketStream) -> None:
-        """Publishes, and tells the client how far any upload is meanwhile, ours or not."""
+        """Brings what others published, and publishes; tells the client meanwhile how far any
+        upload is, ours or not.
+        """
 
         async def tell() -> None:
             told: Upload | None = None
@@ -252,6 +301,8 @@ class Mount:
             nursery.start_soon(tell)
             if not self._request.read_only:
                 await self._policy.publish_now()
+            elif self._at is None:
+                await self._watch.follow()
             nursery.cancel_scope.cancel()
         await send_message(stream, self.status() | {"done": True})
 
@@ -282,6 +333,11 @@ class Mount:
         inodes, size_bytes = vault.view.tree.totals()
         compressed, deduplicated = progress.saved_bytes()
         problem = vault.settler.gate.broken or self._problem or self._policy.problem
+        state = self._policy.state
+        if state is State.IDLE and problem is None:
+            # Nothing is to be published, and still the vault may be away for those who read.
+            problem = vault.view.packs.outage
+            state = state_of(problem)
         return {
             "pid": os.getpid(),
             "mountpoint": self._request.mountpoint,
@@ -302,10 +358,21 @@ class Mount:
             "compression_saved_bytes": compressed,
             "dedup_saved_bytes": deduplicated,
             "resealing": resealing_message(vault.collector.resealing.left()),
-            "state": self._policy.state.value,
-            "problem": None if problem is None else str(problem),
+            "state": state.value,
+            "problem": None if problem is None else self._advice(problem),
             "traffic": asdict(self._remote.traffic),
         }
+
+    def _advice(self, problem: CryptfsError) -> str:
+        """Returns what is wrong, and where it takes more than one command, those."""
+        if not isinstance(problem, RollbackError):
+            return str(problem)
+        url, folder = shlex.quote(self._request.url), shlex.quote(self._request.mountpoint)
+        return (
+            f"{problem}. The mount goes on with what it has, and publishes nothing; to give that "
+            f"up for what the vault holds now: cryptfs umount {folder} && cryptfs mount "
+            f"--accept-rollback {url} {folder}"
+        )
 
 
 def upload_message(upload: Upload) -> Message:

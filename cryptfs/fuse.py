@@ -3,15 +3,17 @@
 What keeps the number of requests low, since each costs about 0.1 ms whatever it does:
 
 * The kernel's write-back cache is on: small writes are merged before they come here.
-* Entries, attributes and absences are cached by the kernel for a day; nothing changes here
-  behind its back.
+* Entries, attributes and absences are cached by the kernel for a day. What other devices
+  change it is told (``fuse_cache.py``).
 * ``keep_cache``: an opened file keeps its pages.
 * With the write-back cache the kernel knows best when a file was changed, and says so in a
   ``setattr`` of its own: ``write`` leaves the times alone, or they would differ by the way here.
 * ``flush`` answers ENOSYS once, and is never asked again.
 
 A file's handle is the inode's number: ``read`` and ``write`` are given nothing else, and need
-nothing else.
+nothing else. Numbers are the kernel's: each handler first looks up the row that is meant, and
+answers with numbers again (``fs/nodes.py``). When the tree is exchanged for a newer one while a
+handler waits, it starts again.
 """
 
 from __future__ import annotations
@@ -29,8 +31,10 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from cryptfs.errors import CryptfsError, OutOfSpace
-from cryptfs.fs.filesystem import NAME_MAX, Change, Filesystem
+from cryptfs.fs.filesystem import Change, Filesystem
 from cryptfs.fs.history import FIRST_NODE, HISTORY_NAME, History
+from cryptfs.fs.limits import NAME_MAX
+from cryptfs.fs.settle import Overtaken
 from cryptfs.ids import CHUNK_SIZE, MAX_ID, ROOT_INODE
 from cryptfs.store.tree import Inode
 
@@ -45,11 +49,17 @@ Handler: TypeAlias = Callable[Concatenate[Any, Parameters], Coroutine[Any, Any, 
 
 
 def answers_errno(handler: Handler[Parameters, Result]) -> Handler[Parameters, Result]:
-    """Turns what the filesystem raises into the errno that the kernel is told."""
+    """Turns what the filesystem raises into the errno that the kernel is told. A handler that
+    was overtaken has changed nothing, and is run again.
+    """
 
     async def answer(self: Any, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         try:
-            return await handler(self, *args, **kwargs)
+            while True:
+                try:
+                    return await handler(self, *args, **kwargs)
+                except Overtaken:
+                    continue
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
         except OutOfSpace as error:
@@ -89,6 +99,7 @@ class Handlers(pyfuse3.Operations):
     ):
         super().__init__()
         self._fs = fs
+        self._nodes = fs.nodes
         self._history = history
         self._show_history = show_history
         self._disk = disk
@@ -100,6 +111,7 @@ class Handlers(pyfuse3.Operations):
 
     @answers_errno
     async def lookup(self, parent: int, name: bytes, ctx: object) -> EntryAttributes:
+        parent = self._row(parent)
         reader = self._reader(parent)
         if name == b".":
             return self._told(reader.getattr(parent))
@@ -117,16 +129,18 @@ class Handlers(pyfuse3.Operations):
 
     @answers_errno
     async def getattr(self, inode: int, ctx: object = None) -> EntryAttributes:
+        inode = self._row(inode)
         return self._attributes(self._reader(inode).getattr(inode))
 
     @answers_errno
     async def readlink(self, inode: int, ctx: object) -> bytes:
+        inode = self._row(inode)
         return self._reader(inode).readlink(inode)
 
     @answers_errno
     async def opendir(self, inode: int, ctx: object) -> int:
         handle = next(self._handles)
-        self._listings[handle] = _Listing(inode, self._fs.now())
+        self._listings[handle] = _Listing(self._row(inode), self._fs.now())
         return handle
 
     @answers_errno
@@ -144,11 +158,20 @@ class Handlers(pyfuse3.Operations):
                 self._history.remember(inode.id)
             return
         for position, name, inode in self._fs.entries(listing.inode, start_id, as_of=listing.as_of):
-            if not reply(token, name, self._attributes(inode), position):
+            entry = self._attributes(inode)
+            if not reply(token, name, entry, position):
                 return
+            if self._nodes:
+                self._nodes.told(entry.st_ino)
         shown = self._show_history and start_id < MAX_ID
         if shown and self._leads_to_history(listing.inode, HISTORY_NAME):
             reply(token, HISTORY_NAME, self._attributes(self._history.folder()), MAX_ID)
+
+    def _row(self, number: int) -> int:
+        """Returns the row, or the node of history, that the kernel means. Raises OSError(ESTALE):
+        then the kernel looks for the file anew.
+        """
+        return self._nodes.row(number) if self._nodes else number
 
     def _reader(self, inode: int) -> Filesystem | History:
         """Returns who answers for an inode: the present or the past."""
@@ -165,6 +188,8 @@ class Handlers(pyfuse3.Operations):
         entry = self._attributes(inode)
         if self._history.has(inode.id):
             self._history.remember(inode.id)
+        elif self._nodes:
+            self._nodes.told(entry.st_ino)
         return entry
 
     @answers_errno
@@ -186,13 +211,13 @@ class Handlers(pyfuse3.Operations):
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Needs no counting: an inode lives as long as it has a name or an open handle, its
-        number is never used again, and the kernel forgets it as a whole. Only history counts:
-        its numbers are made for the kernel.
+        number is never used again, and the kernel forgets it as a whole. Only numbers that are
+        made for the kernel count: those of history, and of what was exchanged.
         """
-        for inode, lookups in inode_list:
-            if self._history.has(inode):
-                self._history.forget(inode, lookups)
-        self._fs.forget(inode for inode, _ in inode_list)
+        for number, lookups in inode_list:
+            if self._history.has(number):
+                self._history.forget(number, lookups)
+        self._fs.forget(inode_list)
 
     # -- making and removing ---------------------------------------------------------------
 
@@ -200,7 +225,7 @@ class Handlers(pyfuse3.Operations):
     async def mknod(
         self, parent: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> EntryAttributes:
-        self._refuse_changes(parent, name)
+        parent = self._changing(parent, name)
         return self._attributes(
             await self._fs.make(parent, name, mode & ~ctx.umask, ctx.uid, ctx.gid, rdev=rdev)
         )
@@ -209,7 +234,7 @@ class Handlers(pyfuse3.Operations):
     async def mkdir(
         self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> EntryAttributes:
-        self._refuse_changes(parent, name)
+        parent = self._changing(parent, name)
         mode = 0o040000 | (mode & 0o7777 & ~ctx.umask)
         return self._attributes(await self._fs.make(parent, name, mode, ctx.uid, ctx.gid))
 
@@ -217,7 +242,7 @@ class Handlers(pyfuse3.Operations):
     async def symlink(
         self, parent: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> EntryAttributes:
-        self._refuse_changes(parent, name)
+        parent = self._changing(parent, name)
         return self._attributes(
             await self._fs.make(parent, name, 0o120777, ctx.uid, ctx.gid, target=target)
         )
@@ -226,28 +251,34 @@ class Handlers(pyfuse3.Operations):
     async def link(
         self, inode: int, new_parent: int, new_name: bytes, ctx: object
     ) -> EntryAttributes:
-        self._refuse_changes(new_parent, new_name)
-        self._refuse_changes(inode)
-        return self._attributes(await self._fs.link(inode, new_parent, new_name))
+        new_parent = self._changing(new_parent, new_name)
+        inode = self._changing(inode)
+        return self._told(await self._fs.link(inode, new_parent, new_name))
 
     @answers_errno
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        self._refuse_changes(parent, name)
+        parent = self._changing(parent, name)
         mode = 0o100000 | (mode & 0o7777 & ~ctx.umask)
-        inode = await self._fs.make(parent, name, mode, ctx.uid, ctx.gid)
+        try:
+            inode = await self._fs.make(parent, name, mode, ctx.uid, ctx.gid)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            # It just came from another device. The kernel looks again, and opens it.
+            raise FUSEError(errno.ESTALE) from None
         await self._fs.open(inode.id)
         return _file_info(inode.id), self._attributes(inode)
 
     @answers_errno
     async def unlink(self, parent: int, name: bytes, ctx: object) -> None:
-        self._refuse_changes(parent, name)
+        parent = self._changing(parent, name)
         await self._fs.unlink(parent, name)
 
     @answers_errno
     async def rmdir(self, parent: int, name: bytes, ctx: object) -> None:
-        self._refuse_changes(parent, name)
+        parent = self._changing(parent, name)
         await self._fs.rmdir(parent, name)
 
     @answers_errno
@@ -255,8 +286,8 @@ class Handlers(pyfuse3.Operations):
         self, parent_old: int, name_old: bytes, parent_new: int, name_new: bytes, flags: int,
         ctx: object,
     ) -> None:  # fmt: skip
-        self._refuse_changes(parent_old, name_old)
-        self._refuse_changes(parent_new, name_new)
+        parent_old = self._changing(parent_old, name_old)
+        parent_new = self._changing(parent_new, name_new)
         if flags & ~(pyfuse3.RENAME_NOREPLACE | pyfuse3.RENAME_EXCHANGE):
             raise FUSEError(errno.EINVAL)
         await self._fs.rename(
@@ -275,7 +306,7 @@ class Handlers(pyfuse3.Operations):
         self, inode: int, attr: EntryAttributes, fields: pyfuse3.SetattrFields, fh: object,
         ctx: object,
     ) -> EntryAttributes:  # fmt: skip
-        self._refuse_changes(inode)
+        inode = self._changing(inode)
         change = Change(
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
@@ -289,10 +320,12 @@ class Handlers(pyfuse3.Operations):
 
     @answers_errno
     async def getxattr(self, inode: int, name: bytes, ctx: object) -> bytes:
+        inode = self._row(inode)
         return self._reader(inode).getxattr(inode, name)
 
     @answers_errno
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        inode = self._row(inode)
         names = self._reader(inode).listxattr(inode)
         if ctx.uid == 0:
             return names
@@ -300,23 +333,24 @@ class Handlers(pyfuse3.Operations):
 
     @answers_errno
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: object) -> None:
-        self._refuse_changes(inode)
+        inode = self._changing(inode)
         await self._fs.setxattr(inode, name, value)
 
     @answers_errno
     async def removexattr(self, inode: int, name: bytes, ctx: object) -> None:
-        self._refuse_changes(inode)
+        inode = self._changing(inode)
         await self._fs.removexattr(inode, name)
 
     # -- open files ------------------------------------------------------------------------
 
     @answers_errno
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> FileInfo:
+        number, inode = inode, self._row(inode)
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
             self._refuse_changes(inode)
         if self._history.has(inode):
             self._history.getattr(inode)
-            return _file_info(inode)
+            return _file_info(number)
         if not flags & os.O_TRUNC:
             await self._fs.open(inode)
         else:
@@ -324,20 +358,21 @@ class Handlers(pyfuse3.Operations):
             await self._fs.open(inode, truncate=True, by_root=ctx.uid == 0, keep_times=True)
             if self._fs.getattr(inode).mode != before:
                 # The kernel takes the set-id bits away by itself, but not here.
-                pyfuse3.invalidate_inode(inode, attr_only=True)
-        return _file_info(inode)
+                pyfuse3.invalidate_inode(number, attr_only=True)
+        return _file_info(number)
 
     @answers_errno
     async def read(  # type: ignore[override]  # any buffer will do, and saves a copy
         self, fh: int, off: int, size: int
     ) -> bytes | bytearray | memoryview:
-        if self._history.has(fh):
-            return await self._history.read(fh, off, size)
-        return await self._fs.files.read(fh, off, size)
+        inode = self._row(fh)
+        if self._history.has(inode):
+            return await self._history.read(inode, off, size)
+        return await self._fs.files.read(inode, off, size)
 
     @answers_errno
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return await self._fs.files.write(fh, off, buf, keep_times=True)
+        return await self._fs.write(self._row(fh), off, buf, keep_times=True)
 
     async def flush(self, fh: int) -> None:
         raise FUSEError(errno.ENOSYS)
@@ -352,8 +387,9 @@ class Handlers(pyfuse3.Operations):
 
     @answers_errno
     async def release(self, fh: int) -> None:
-        if not self._history.has(fh):
-            await self._fs.release(fh)
+        inode = self._row(fh)
+        if not self._history.has(inode):
+            await self._fs.release(inode)
 
     @answers_errno
     async def releasedir(self, fh: int) -> None:
@@ -366,6 +402,8 @@ class Handlers(pyfuse3.Operations):
             entry.st_size, entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns,
             entry.st_birthtime_ns,
         ) = inode  # fmt: skip
+        if self._nodes:
+            entry.st_ino = self._nodes.number(inode.id)
         entry.entry_timeout = entry.attr_timeout = CACHE_SECONDS
         entry.st_blksize = BLOCK_SIZE
         entry.st_blocks = (inode.size + 511) >> 9
@@ -382,6 +420,12 @@ class Handlers(pyfuse3.Operations):
         elif inode.id >= FIRST_NODE and self._history.is_passing(inode.id):
             entry.entry_timeout = entry.attr_timeout = 0.0
         return entry
+
+    def _changing(self, number: int, name: bytes | None = None) -> int:
+        """Returns the row of what is about to be changed. Raises as ``_refuse_changes``."""
+        inode = self._row(number)
+        self._refuse_changes(inode, name)
+        return inode
 
     def _refuse_changes(self, inode: int, name: bytes | None = None) -> None:
         """Raises EROFS where nothing can be changed: at ``inode``, or its entry ``name``."""

@@ -102,6 +102,12 @@ async def find_headers(remote: Remote, state_root: Path) -> Found:
         except IntegrityError as error:
             refused.append(type(error)(f"{header_name(name.number)}: {error}"))
     if not headers and not refused and not await remote.list(COMMITS):
+        if _kept_headers(remote.url, state_root):
+            raise VaultUnreachable(
+                f"the vault that this device knows at {remote.url} is not there, and nothing else "
+                "is; is another account logged in or another disk mounted, or was it moved? What "
+                "this device has of it stays as it is"
+            )
         raise NotAVault(
             f"there is no vault at {remote.url}; check the path, or make one with: "
             f"cryptfs init {remote.url}"

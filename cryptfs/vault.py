@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,7 +174,7 @@ class Vault:
         )  # fmt: skip
         self.fs = Filesystem(
             view.tree, files, self.settler, view.progress, around.clock_ns,
-            self.disk.free_bytes, open_counts,
+            self.disk.free_bytes, open_counts, around.device_name,
         )  # fmt: skip
         self.settler.before_all = files.restore_stranded
         self.publisher = Publisher(
@@ -184,11 +184,12 @@ class Vault:
         )  # fmt: skip
         self.puller = Puller(view.database, view.progress, view.remote, view.keys)
         self._device_name = around.device_name
-        self._open_files = _OpenFiles(open_counts)
+        self.on_followed: Callable[[Followed], Awaitable[object]] = _nobody_looks
+        """Awaited when the vault followed its line, with what that changed."""
         self.follower = Follower(
             view.database, view.progress, view.content, self.settler, self.publisher,
             self.puller, self._new_replay, stranded=lambda: files.stranded,
-            random_bytes=around.random_bytes,
+            random_bytes=around.random_bytes, on_followed=self._note_followed,
         )  # fmt: skip
         self.points = Points(view.database, view.tree, view.progress)
         self.collector = Collector(
@@ -229,7 +230,7 @@ class Vault:
     def _new_replay(self) -> Replay:
         view = self.view
         return Replay(
-            view.database, view.progress, view.tree, self._open_files,
+            view.database, view.progress, view.tree, self.fs.exchange,
             device_name=self._device_name, clock_ns=self._clock_ns,
         )  # fmt: skip
 
@@ -237,31 +238,27 @@ class Vault:
         """Brings what others published; goes on with what is here if the remote is away."""
         is_new = not self.view.progress.published_epoch
         try:
-            followed = await self.follower.follow(mounted=False, accept_rollback=accept_rollback)
+            await self.follower.follow(mounted=False, accept_rollback=accept_rollback)
         except (VaultUnreachable, LoginNeeded) as error:
             if not self.view.progress.published_epoch:
                 raise
             self.notices.append(f"{error}; going on with what is on this device")
-            return
         except KeyChanged as error:
             if is_new:
                 raise
             self.notices.append(str(error))
-            return
-        self._tell_conflicts(followed)
 
     async def follow(self) -> Followed:
         """Brings what others published while the vault is mounted."""
-        followed = await self.follower.follow(mounted=True)
-        self._tell_conflicts(followed)
-        return followed
+        return await self.follower.follow(mounted=True)
 
-    def _tell_conflicts(self, followed: Followed) -> None:
+    async def _note_followed(self, followed: Followed) -> None:
         for conflict in followed.conflicts:
             self.private_notices.append(
                 f"{_shown(conflict.path)} was changed here and on another device; what was "
                 f"changed here is kept as {_shown(conflict.copy)}"
             )
+        await self.on_followed(followed)
 
     async def finish_key_change(self) -> None:
         """Publishes the first epoch of a new key, if a process died before it did."""
@@ -279,7 +276,7 @@ class Vault:
 
     async def answer_about_points(self, request: Request) -> Answer:
         """Answers what people ask about restore points, and makes what it changes durable."""
-        await self.settler.gate.passage()
+        await self.settler.gate.opened()
         answer = answer_request(self.points, request, self._clock_ns())
         await self.settler.settle()
         return answer
@@ -308,26 +305,8 @@ class Vault:
         self.view.state.unlock()
 
 
-class _OpenFiles:
-    """Nobody reads on from a file that was exchanged beneath them."""
-
-    def __init__(self, open_counts: dict[int, int]):
-        self._open_counts = open_counts
-
-    def held(self) -> Collection[int]:
-        return self._open_counts.keys()
-
-    def displace(self, row: int, other: int) -> None:
-        self._open_counts[other] = self._open_counts.pop(row)
-
-    def orphaned(self, row: int, parent: int, name: bytes) -> None:
-        """Not needed."""
-
-    def named(self, row: int) -> None:
-        """Not needed."""
-
-    def finish(self, changed: Iterable[int]) -> None:
-        """Not needed."""
+async def _nobody_looks(followed: Followed) -> None:
+    """What changed does not matter to anybody."""
 
 
 def _shown(path: bytes) -> str:

@@ -21,7 +21,7 @@ ROWS: Final = (
     ("concurrency",),
     ("fs", "remote"),
     ("sync", "upkeep"),
-    ("unlock", "vault", "rotation", "control", "fuse", "fuse_wait", "daemon"),
+    ("unlock", "vault", "rotation", "control", "fuse", "fuse_cache", "fuse_wait", "daemon"),
     ("cli",),
     ("__main__",),
 )
@@ -38,10 +38,11 @@ HOMES: Final = {
     "obstore": {"remote"},
     "pyicloud": {"remote"},
     "requests": {"remote"},  # what pyicloud speaks through
+    "fido2": {"remote"},  # and what it asks security keys with
     "keyring": {"remote"},
     "google_auth_oauthlib": {"remote"},
     "oauthlib": {"remote"},
-    "pyfuse3": {"fuse", "fuse_wait", "daemon"},
+    "pyfuse3": {"fuse", "fuse_cache", "fuse_wait", "daemon"},
     "trio": {room for room, level in LEVEL.items() if level >= LEVEL["concurrency"]},
     "click": {"cli"},
     "rich": {"cli"},

@@ -22,8 +22,10 @@ from cryptfs.cli.display import (
     warn,
 )
 from cryptfs.cli.examples import examples
+from cryptfs.cli.limits import Limits, limit_down_option
 from cryptfs.cli.places import remote_of, surroundings
 from cryptfs.errors import IntegrityError, UsageError
+from cryptfs.remote.stack import Stack
 from cryptfs.upkeep.check import check as check_vault
 from cryptfs.upkeep.check_packs import Sample
 from cryptfs.upkeep.findings import Finding, Severity
@@ -54,6 +56,7 @@ _WORDS: Final = {Severity.LOSS: "LOSS", Severity.RISK: "RISK", Severity.NOTICE: 
     type=click.IntRange(0, (1 << 32) - 1),
     help="Read the packs that --sample read with this seed.",
 )
+@limit_down_option
 @click.option("--repair", is_flag=True, help="Put back packs that this device still has.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON, a list.")
 def check(
@@ -62,6 +65,7 @@ def check(
     data: bool,
     sample: float | None,
     seed: int | None,
+    limit_down: int | None,
     repair: bool,
     as_json: bool,
 ) -> int:
@@ -78,7 +82,8 @@ def check(
     if sample is not None:
         chosen = Sample(sample, random_seed() if seed is None else seed)
         say(f"Reading {sample * 100:g}% of the packs; --seed {chosen.seed} reads the same ones.")
-    findings = trio.run(_check, place, secret, data, chosen, repair)
+    remote = remote_of(place, Limits(down=limit_down).treatment)
+    findings = trio.run(_check, remote, secret, data, chosen, repair)
     if as_json:
         show_json([finding_as_json(finding) for finding in findings])
     else:
@@ -104,10 +109,9 @@ def random_seed() -> int:
 
 
 async def _check(
-    place: str, secret: SecretSource, data: bool, sample: Sample | None, repair: bool
+    remote: Stack, secret: SecretSource, data: bool, sample: Sample | None, repair: bool
 ) -> list[Finding]:
     around = surroundings()
-    remote = remote_of(place)
     try:
         unlocked = await open_with(remote, secret, around.state_root, only_look=True)
         # Without its header, none is noted as seen.
@@ -117,7 +121,7 @@ async def _check(
         async with open_view(remote, unlocked, around, only_look=True) as (view, notices):
             for notice in notices:
                 warn(notice)
-            with progress_bar("Checking") as on_bytes:
+            with progress_bar("Checking", lambda: remote.traffic.received_bytes) as on_bytes:
                 found = await check_vault(view, listed, data=data, sample=sample, on_bytes=on_bytes)
             if not repair:
                 return found

@@ -9,14 +9,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import click
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
 
 _UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 OnProgress: TypeAlias = Callable[[int, int], None]
 """Told how many bytes are done, of how many."""
+
+
+_SKEW_SECONDS: Final = 600
+"""So much may the clocks of two devices differ without a word."""
 
 
 def say(text: str) -> None:
@@ -62,7 +69,9 @@ def format_age(then: str, now: float | None = None) -> str:
         if seconds >= size:
             count = seconds // size
             return f"{text} ({count} {unit}{'s' if count > 1 else ''} ago)"
-    return f"{text} (now)" if seconds >= 0 else text
+    if seconds >= -_SKEW_SECONDS:
+        return f"{text} (now)" if seconds >= 0 else text
+    return f"{text} (still to come: a clock is wrong)"
 
 
 def format_duration(seconds: int) -> str:
@@ -150,8 +159,12 @@ def live() -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[OnProgress]:
-    """A bar on standard error while the body runs; nothing where no person watches."""
+def progress_bar(what: str, came_bytes: Callable[[], int] | None = None) -> Iterator[OnProgress]:
+    """A bar on standard error while the body runs; nothing where no person watches.
+
+    ``came_bytes`` tells how much was downloaded so far. It is shown beside the bar, and moves
+    while an object is on its way and nothing can be done yet.
+    """
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
@@ -171,8 +184,22 @@ def progress_bar(what: str) -> Iterator[OnProgress]:
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
+        _came_column(came_bytes),
         console=Console(stderr=True),
         transient=True,
     ) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total or None)
+
+
+def _came_column(came_bytes: Callable[[], int] | None) -> ProgressColumn:
+    """A column that asks each time it is drawn."""
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    class Came(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            came = 0 if came_bytes is None else came_bytes()
+            return Text(f"{format_size(came)} downloaded" if came else "")
+
+    return Came()

@@ -10,6 +10,7 @@ import trio
 from cryptfs.cli.asking import SecretSource, secret_options
 from cryptfs.cli.display import count, format_size, say, show, show_json, warn
 from cryptfs.cli.examples import examples
+from cryptfs.cli.limits import Limits, limit_options
 from cryptfs.cli.opening import opened_vault
 from cryptfs.cli.places import Mounted, find_mounted, raise_error
 from cryptfs.control import Message, ask
@@ -27,20 +28,29 @@ from cryptfs.upkeep.gc_plan import GRACE_DAYS, plan_message, report_message
 @secret_options
 @click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
 @click.option("--yes", is_flag=True, help="Do not ask before anything is deleted.")
+@limit_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan, or what was done, as JSON.")
-def gc(place: str, secret: SecretSource, dry_run: bool, yes: bool, as_json: bool) -> None:
+def gc(
+    place: str, secret: SecretSource, dry_run: bool, yes: bool, limits: Limits, as_json: bool
+) -> None:
     """Give back the room of what no file and no restore point needs.
 
-    A mount does this by itself, about once a day. What died stays in the vault for another 14
-    days, so that a device that was away finds everything that it knows of.
+    A mount does this by itself, about once a day. What no file needs any more stays in the vault
+    for another 14 days, so that a device that was away finds everything that its files need. Of
+    the time between two clean-ups at most 3 days count.
     """
     if as_json and not (dry_run or yes):
         raise UsageError("--json asks nobody; add --yes to clean up, or --dry-run to look")
     mounted = find_mounted(place)
-    if mounted is not None:
-        _of_mounted(mounted, dry_run, yes, as_json)
-    else:
-        trio.run(_of_unmounted, place, secret, dry_run, yes, as_json)
+    if mounted is None:
+        trio.run(_of_unmounted, place, secret, dry_run, yes, limits, as_json)
+        return
+    if limits:
+        raise UsageError(
+            f"{place} is mounted, and its mount has limits of its own; change them with: "
+            f"cryptfs sync --limit-up RATE {place}"
+        )
+    _of_mounted(mounted, dry_run, yes, as_json)
 
 
 def _of_mounted(mounted: Mounted, dry_run: bool, yes: bool, as_json: bool) -> None:
@@ -57,9 +67,9 @@ def _of_mounted(mounted: Mounted, dry_run: bool, yes: bool, as_json: bool) -> No
 
 
 async def _of_unmounted(
-    place: str, secret: SecretSource, dry_run: bool, yes: bool, as_json: bool
+    place: str, secret: SecretSource, dry_run: bool, yes: bool, limits: Limits, as_json: bool
 ) -> None:
-    async with opened_vault(place, secret) as vault:
+    async with opened_vault(place, secret, limits.treatment) as vault:
         plan = plan_message(await vault.collector.plan())
         if _agreed(plan, dry_run, yes, as_json):
             _tell(report_message(await vault.collector.run()), as_json)
@@ -96,7 +106,7 @@ def plan_lines(plan: Message) -> list[str]:
     if plan["repack_packs"]:
         lines.append(f"Pack what is needed of {packs('repack')} anew.")
     if plan["condemn_packs"]:
-        lines.append(f"Set {packs('condemn')} aside for {GRACE_DAYS} days: nothing needs them.")
+        lines.append(f"Set {packs('condemn')} aside for {GRACE_DAYS} days: no file needs them.")
     if plan["drop_packs"]:
         lines.append(f"Take {packs('drop')} out of the vault and delete them.")
     if plan["delete_objects"]:

@@ -18,9 +18,9 @@ from cryptfs.cli.asking import (
     new_password_options,
     require_terminal,
 )
-from cryptfs.cli.display import say, show, show_json
+from cryptfs.cli.display import say, show, show_json, warn
 from cryptfs.cli.examples import examples
-from cryptfs.cli.places import absolute_url, logins, surroundings
+from cryptfs.cli.places import absolute_url, logins, state_root, surroundings
 from cryptfs.crypto import recovery_key
 from cryptfs.crypto.password import CHEAPEST, KdfParams, calibrate
 from cryptfs.crypto.recovery_key import LINES, RecoveryKey
@@ -28,6 +28,7 @@ from cryptfs.errors import CryptfsError, UsageError, VaultUnreachable
 from cryptfs.remote.base import Remote
 from cryptfs.remote.location import open_remote
 from cryptfs.remote.stack import Stack
+from cryptfs.store.state import known_states
 from cryptfs.unlock import SlotRequest
 from cryptfs.vault import check_vacant, init_vault
 
@@ -79,6 +80,7 @@ def init(
     around = surroundings(device_name)
     remote = Stack(open_remote(vault, logins()))
     trio.run(_require_vacant, Stack(open_remote(vault, logins())))
+    _ask_about_the_former(remote.url, yes)
     _require_writable(around.state_root)
     slot = None
     if not no_password:
@@ -144,6 +146,18 @@ async def _require_vacant(remote: Remote) -> None:
         # Otherwise only the folder itself is missing: it will be made.
     finally:
         await remote.close()
+
+
+def _ask_about_the_former(url: str, yes: bool) -> None:
+    """A place that is empty and should not be: it may be another account's, or another disk's."""
+    if not any((seen := state.seen()) and seen.url == url for state in known_states(state_root())):
+        return
+    warn(
+        f"this device knows a vault at {url}, and nothing is there now; is another account logged "
+        "in, or another disk mounted?"
+    )
+    if not yes:
+        click.confirm("Make a new vault there all the same?", abort=True, err=True)
 
 
 def _require_writable(root: os.PathLike[str]) -> None:

@@ -12,6 +12,7 @@ import click
 from cryptfs.cli.display import format_size
 from cryptfs.cli.sizes import parse_size
 from cryptfs.errors import UsageError
+from cryptfs.remote.stack import Treatment
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,6 +29,11 @@ class Limits:
 
     def __bool__(self) -> bool:
         return self.up is not None or self.down is not None
+
+    @property
+    def treatment(self) -> Treatment:
+        """How a remote is used with them."""
+        return Treatment(limit_up=self.up or None, limit_down=self.down or None)
 
 
 class Rate(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
@@ -52,11 +58,17 @@ class Rate(click.ParamType):  # type: ignore[type-arg]  # generic in newer click
         return rate
 
 
+limit_down_option = click.option(
+    "--limit-down", type=Rate(), help="Download at most RATE bytes a second, as 2M."
+)
+"""For commands that only read; gives ``limit_down``, in bytes a second, 0 for none."""
+
+
 def limit_options(command: F) -> F:
     """Gives a command ``--limit-up`` and ``--limit-down``, as its argument ``limits``."""
 
     @click.option("--limit-up", type=Rate(), help="Upload at most RATE bytes a second, as 2M.")
-    @click.option("--limit-down", type=Rate(), help="Download at most RATE bytes a second.")
+    @limit_down_option
     @functools.wraps(command)
     def with_limits(*args: Any, limit_up: int | None, limit_down: int | None, **kwargs: Any) -> Any:
         return command(*args, limits=Limits(limit_up, limit_down), **kwargs)

@@ -90,7 +90,8 @@ def _take(login: ICloudLogin, step: Step) -> Step:
         click.confirm("Do you accept them?", abort=True, err=True)
         return login.accept_terms()
     if step is Step.KEY:
-        say("Plug in your security key, and touch it when it blinks.")
+        say("Plug in your security key now; then touch it when it blinks.")
+        click.prompt("Press Enter when it is plugged in", default="", show_default=False, err=True)
         return login.touch_key()
     return _take_code(login)
 

@@ -33,6 +33,7 @@ from cryptfs.store.state import Seen, StateFolder
 from cryptfs.unlock import Unlocked, keep_header
 
 _LARGE_LOG: Final = 1 << 20
+_LONGEST_POLL: Final = 86_400
 
 
 @click.command(
@@ -40,6 +41,7 @@ _LARGE_LOG: Final = 1 << 20
         "cryptfs mount ~/Cloud/vault ~/private",
         "cryptfs mount --password-command 'pass vault' ~/Cloud/vault ~/private",
         "cryptfs mount --at 'yesterday 18:00' ~/Cloud/vault ~/yesterday",
+        "cryptfs mount --poll 15 s3://bucket/vault ~/shared",
     )
 )
 @click.argument("vault")
@@ -58,6 +60,12 @@ _LARGE_LOG: Final = 1 << 20
     help="The vault went back: begin anew from it, and keep aside what this device had.",
 )
 @limit_options
+@click.option(
+    "--poll",
+    metavar="SECONDS|off",
+    help="Look so often for what other devices published. Default: every 10 s in a folder, "
+    "every minute elsewhere; off: only before publishing and on sync.",
+)
 @click.option("--allow-metered", is_flag=True, help="Upload by itself on a metered network too.")
 @verify_option
 @click.option(
@@ -79,6 +87,7 @@ def mount(
     foreground: bool,
     accept_rollback: bool,
     limits: Limits,
+    poll: str | None,
     allow_metered: bool,
     verify: str | None,
     cache_size: str | None,
@@ -91,6 +100,7 @@ def mount(
     "cryptfs umount DIR".
     """
     cache_bytes = None if cache_size is None else parse_size(cache_size)
+    poll_seconds = None if poll is None else parse_poll(poll)
     mountpoint = require_mountpoint(directory)
     require_fuse()
     remote = Stack(open_remote(vault, logins()))
@@ -129,6 +139,7 @@ def mount(
         verify=verify,
         limit_up=limits.up or None,
         limit_down=limits.down or None,
+        poll=poll_seconds,
         allow_metered=allow_metered,
         cache_bytes=cache_bytes,
     )
@@ -150,6 +161,21 @@ def mount(
         return _stay_with(daemon)
     daemon.returncode = 0  # it lives on: Popen is not to wait for it
     return 0
+
+
+def parse_poll(text: str) -> float:
+    """Returns the seconds between two looks; 0 for "off". Raises UsageError."""
+    if text == "off":
+        return 0.0
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= _LONGEST_POLL:
+        raise UsageError(
+            f"--poll {text} is no time between two looks; give 1 to {_LONGEST_POLL} seconds, or off"
+        )
+    return seconds
 
 
 # -- what must be so before anybody types a password -----------------------------------------

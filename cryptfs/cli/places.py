@@ -125,7 +125,7 @@ def find_mounted(place: str) -> Mounted | None:
     return None
 
 
-def remote_of(place: str, treatment: Treatment | None = None) -> Remote:
+def remote_of(place: str, treatment: Treatment | None = None) -> Stack:
     """The remote of the vault that ``place`` names: its URL, or where it is mounted."""
     mounted = find_mounted(place)
     url = mounted.url if mounted is not None and mounted.url else place

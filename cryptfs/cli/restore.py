@@ -20,11 +20,12 @@ from cryptfs.cli.display import (
     warn,
 )
 from cryptfs.cli.examples import examples
+from cryptfs.cli.limits import Limits, limit_down_option
 from cryptfs.cli.places import is_inside, remote_of, surroundings
 from cryptfs.cli.points import at_option, point_text
 from cryptfs.control import format_time
 from cryptfs.errors import IntegrityError, UsageError
-from cryptfs.remote.base import Remote
+from cryptfs.remote.stack import Stack
 from cryptfs.upkeep.contents import Readable, at_epoch
 from cryptfs.upkeep.points import Points
 from cryptfs.upkeep.restore import NotRestored, Restored, Step
@@ -39,6 +40,7 @@ _MOST_SHOWN = 10
         "cryptfs restore ~/Cloud/vault ~/restored",
         "cryptfs restore --key-file key ~/Cloud/vault ~/restored photos/2024",
         "cryptfs restore --at 'yesterday 18:00' ~/Cloud/vault ~/restored",
+        "cryptfs restore --limit-down 2M icloud:vault ~/restored",
     )
 )
 @click.argument("place", metavar="VAULT")
@@ -47,6 +49,7 @@ _MOST_SHOWN = 10
 @secret_options
 @at_option("Restore the vault as it was at POINT: an epoch, a name, or a time.")
 @click.option("--overwrite", is_flag=True, help="Replace what is in DEST and differs.")
+@limit_down_option
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 def restore(
     place: str,
@@ -55,6 +58,7 @@ def restore(
     secret: SecretSource,
     at: str | None,
     overwrite: bool,
+    limit_down: int | None,
     as_json: bool,
 ) -> int:
     """Restore VAULT, or PATHs of it, into the folder DEST.
@@ -62,7 +66,7 @@ def restore(
     Works without FUSE and on any machine, with the password or the 64 digits alone. Run again,
     it goes on where it ended. Files that are in DEST already and differ are kept.
     """
-    remote = remote_of(place)
+    remote = remote_of(place, Limits(down=limit_down).treatment)
     if is_inside(destination, remote):  # what lies there is synced to the provider, in the clear
         raise UsageError(f"{destination} lies inside the vault's own folder; choose another DEST")
     done = trio.run(_restore, remote, destination, paths, secret, at, overwrite)
@@ -76,7 +80,7 @@ def restore(
 
 
 async def _restore(
-    remote: Remote,
+    remote: Stack,
     destination: str,
     paths: tuple[str, ...],
     secret: SecretSource,
@@ -97,7 +101,7 @@ async def _restore(
                 say(point_text(point))
             elif head is not None:
                 say(head_text(head.number, format_time(head.time_ns), head.device_name))
-            with progress_bar("Restoring") as on_progress:
+            with progress_bar("Restoring", lambda: remote.traffic.received_bytes) as on_progress:
 
                 def note(step: Step) -> None:
                     on_progress(step.done_bytes, step.total_bytes)

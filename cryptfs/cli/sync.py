@@ -20,7 +20,6 @@ from cryptfs.cli.places import (
 )
 from cryptfs.control import Message, ask
 from cryptfs.errors import CryptfsError, UsageError
-from cryptfs.remote.stack import Treatment
 from cryptfs.sync.publish import Upload
 
 
@@ -105,8 +104,7 @@ def publish_mounted(mounted: Mounted) -> Message:
 
 
 async def _publish_unmounted(place: str, secret: SecretSource, limits: Limits) -> int:
-    treatment = Treatment(limit_up=limits.up or None, limit_down=limits.down or None)
-    async with opened_vault(place, secret, treatment) as vault:
+    async with opened_vault(place, secret, limits.treatment) as vault:
         with progress_bar("Publishing") as on_progress:
 
             def note(upload: Upload) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import subprocess
 from pathlib import Path
@@ -15,6 +16,7 @@ from cryptfs.cli.places import Mounted, mounted_vaults
 from cryptfs.cli.points import at_option
 from cryptfs.control import format_time
 from cryptfs.errors import CryptfsError, UsageError
+from cryptfs.remote.folder import rename_without_replacing
 
 
 @click.command(
@@ -74,16 +76,27 @@ def _mount_of(path: str) -> Mounted:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copies with everything that ``cp -a`` keeps; it is whole when it has its name."""
+    """Copies with everything that ``cp -a`` keeps; it is whole when it has its name.
+
+    Raises UsageError when something has that name by then: it is left as it is.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".undelete-{os.getpid()}")
+    unfinished = target.with_name(f".undelete-{secrets.token_hex(8)}")
     command = ["cp", "-a", "-T", "--", os.fspath(source), os.fspath(unfinished)]
     done = subprocess.run(command, stderr=subprocess.PIPE, check=False)
     try:
         if done.returncode:
             reason = done.stderr.decode(errors="replace").strip()
             raise CryptfsError(f"{target} could not be brought back: {reason}")
-        os.rename(unfinished, target)
+        try:
+            rename_without_replacing(unfinished, target)
+        except FileExistsError as error:
+            raise UsageError(
+                f"{target} was made meanwhile, and stays as it is: nothing was brought back; move "
+                "it aside first"
+            ) from error
+        except OSError as error:
+            raise CryptfsError(f"{target} could not be brought back: {error.strerror}") from error
     except BaseException:
         if unfinished.is_dir() and not unfinished.is_symlink():
             shutil.rmtree(unfinished, ignore_errors=True)

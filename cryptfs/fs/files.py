@@ -15,7 +15,7 @@ from cryptfs.errors import IntegrityError, ObjectNotFound, OutOfSpace
 from cryptfs.fs.dirty import DirtyChunk, DirtyChunks
 from cryptfs.fs.reader import ChunkReader
 from cryptfs.fs.sealing import Sealing
-from cryptfs.fs.settle import Gate
+from cryptfs.fs.settle import Gate, Overtaken
 from cryptfs.ids import CHUNK_SIZE, MAX_ID, ClockNs
 from cryptfs.store.content import ChunkRef, Content
 from cryptfs.store.tree import Tree
@@ -65,7 +65,7 @@ class Files:
     # -- reading ---------------------------------------------------------------------------
 
     async def read(self, inode: int, offset: int, length: int) -> Buffer:
-        """Returns the bytes from ``offset``, fewer at the end of the file."""
+        """Returns the bytes from ``offset``, fewer at the end of the file: all of one instant."""
         row = self._tree.inode(inode)
         if row is None:
             raise OSError(errno.ENOENT, "no such inode")
@@ -74,7 +74,9 @@ class Files:
             return b""
         first, last = offset // CHUNK_SIZE, (offset + length - 1) // CHUNK_SIZE
         if inode in self._stranded:
+            generation = self._gate.generation
             await self._restore_between(inode, first, last)
+            self._gate.refuse_overtaken(generation)
         # What is dirty now is picked up now: it may be sealed, and gone from here, while the
         # rest is loaded.
         contents: dict[int, Buffer] = {
@@ -143,12 +145,13 @@ class Files:
             self.want_room()
             raise OSError(errno.ENOSPC, "no room for more")
         view = memoryview(data)
+        generation = self._gate.generation
         while True:
             try:
                 await self._sealing.wait_for_room()
             except OutOfSpace as error:
                 raise OSError(errno.ENOSPC, str(error)) from error
-            await self._gate.passage()
+            await self._gate.passage(generation)
             if not await self._load_partial(inode, offset, end):
                 break
         now = trio.current_time()
@@ -201,8 +204,9 @@ class Files:
         return True
 
     async def _make_dirty(self, inode: int, refs: dict[int, ChunkRef]) -> None:
+        generation = self._gate.generation
         loaded = await self._reader.load(list(refs.values()))
-        await self._gate.passage()
+        await self._gate.passage(generation)
         current = self._content.extents(inode, min(refs), max(refs))
         for idx, ref in refs.items():
             still = current.get(idx)
@@ -217,8 +221,9 @@ class Files:
         """
         if size > MAX_ID:
             raise OSError(errno.EFBIG, "file too large")
+        generation = self._gate.generation
         while True:
-            await self._gate.passage()
+            await self._gate.passage(generation)
             row = self._tree.inode(inode)
             if row is None:
                 raise OSError(errno.ENOENT, "no such inode")
@@ -297,7 +302,7 @@ class Files:
             for idx, stranded in list(chunks.items()):
                 if not stranded.is_lost:
                     # Noted where it was read; whoever accesses the file is told.
-                    with suppress(OSError):
+                    with suppress(OSError, Overtaken):
                         await self._restore(inode, idx)
 
     async def _restore_between(self, inode: int, first: int, last: int) -> bool:
@@ -311,16 +316,19 @@ class Files:
         return bool(waiting)
 
     async def _restore(self, inode: int, idx: int) -> None:
-        stranded = self._stranded[inode][idx]
+        generation = self._gate.generation
+        stranded = self._stranded.get(inode, {}).get(idx)
+        if stranded is None:
+            return  # another request restored, overwrote or dropped it
         ref = self._content.extents(inode, idx, idx).get(idx)
         try:
             content = b"" if ref is None else (await self._reader.load([ref]))[ref.id]
         except OSError as error:
             stranded.is_lost = isinstance(error.__cause__, (IntegrityError, ObjectNotFound))
             raise
-        await self._gate.passage()
+        await self._gate.passage(generation)
         if self._stranded.get(inode, {}).get(idx) is not stranded:
-            return  # meanwhile another request restored, overwrote or dropped it
+            return  # meanwhile that happened
         self._note_unpublished(inode, idx)
         chunk = DirtyChunk(inode, idx, content)
         chunk.overlay(self._content.pages(stranded.slot))

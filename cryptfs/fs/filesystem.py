@@ -17,22 +17,23 @@ from typing import Final
 
 import trio
 
+from cryptfs.fs.exchange import Exchange
 from cryptfs.fs.files import Files
+from cryptfs.fs.limits import (
+    LINK_MAX,
+    NAME_MAX,
+    TARGET_MAX,
+    XATTR_LIST_MAX,
+    XATTR_VALUE_MAX,
+    check_name,
+    check_namespace,
+    nearest_time,
+    without_set_id,
+)
 from cryptfs.fs.settle import Settler
 from cryptfs.ids import DEVICE_SHIFT, ROOT_INODE, ClockNs, first_id
 from cryptfs.store.progress import Progress
 from cryptfs.store.tree import Entry, Inode, Tree
-
-NAME_MAX: Final = 255
-TARGET_MAX: Final = 4095
-LINK_MAX: Final = 2**31 - 1
-XATTR_VALUE_MAX: Final = 65536
-XATTR_LIST_MAX: Final = 65536
-
-XATTR_NAMESPACES: Final = frozenset({b"user", b"trusted", b"security", b"system"})
-
-MIN_TIME_NS: Final = -(1 << 63)
-MAX_TIME_NS: Final = (1 << 63) - 1
 
 ENTRY_BYTES: Final = 4096
 """Room on the disk that a new entry is reckoned with."""
@@ -61,6 +62,7 @@ class Filesystem:
         clock_ns: ClockNs,
         free_bytes: Callable[[], int],
         open_counts: dict[int, int],
+        device_name: str,
     ):
         self._tree = tree
         self.files = files
@@ -75,6 +77,10 @@ class Filesystem:
         self._ghosts: dict[int, Inode] = {}
         # Inodes that nothing names and somebody has open, as in the table of that name.
         self._orphans: set[int] = set()
+        self.exchange = Exchange(
+            tree, self._gate, open_counts, self._orphans, clock_ns, device_name
+        )
+        self.nodes = self.exchange.nodes
 
     # -- looking ---------------------------------------------------------------------------
 
@@ -132,7 +138,7 @@ class Filesystem:
         target: bytes | None = None,
     ) -> Inode:
         """Makes a file, directory, symlink, fifo, socket or device node, as ``mode`` says."""
-        _check_name(name)
+        check_name(name)
         if target is not None and not 0 < len(target) <= TARGET_MAX:
             raise OSError(errno.ENAMETOOLONG if target else errno.ENOENT, "bad symlink target")
         await self._gate.passage()
@@ -166,7 +172,7 @@ class Filesystem:
 
     async def link(self, id: int, parent: int, name: bytes) -> Inode:
         """Gives a file one more name."""
-        _check_name(name)
+        check_name(name)
         await self._gate.passage()
         inode = self._existing(id)
         if stat.S_ISDIR(inode.mode):
@@ -226,11 +232,14 @@ class Filesystem:
 
     def _forget_orphan(self, id: int) -> None:
         self._tree.remove_orphan(id)
-        self._orphans.discard(id)
+        self.exchange.named(id)
 
-    def forget(self, ids: Iterable[int]) -> None:
-        """The kernel knows these inodes no more."""
-        for id in ids:
+    def forget(self, numbers: Iterable[tuple[int, int]]) -> None:
+        """The kernel forgets these numbers, each so many of the times that it was told."""
+        for number, lookups in numbers:
+            id = number
+            if self.nodes:
+                id = self.nodes.forget(number, lookups, self._open_counts.__contains__)
             self._ghosts.pop(id, None)
 
     def remove_orphans(self) -> None:
@@ -247,7 +256,7 @@ class Filesystem:
         *, no_replace: bool = False, exchange: bool = False,
     ) -> None:  # fmt: skip
         """Moves a name, as renameat2 does with its flags."""
-        _check_name(new_name)
+        check_name(new_name)
         await self._gate.passage()
         entry, inode = self._entry(old_parent, old_name)
         self._directory(new_parent)
@@ -329,6 +338,8 @@ class Filesystem:
         """
         await self._gate.passage()
         if change.size is not None:
+            if id in self.exchange and change.size != self.getattr(id).size:
+                await self.exchange.name(id)
             if stat.S_ISDIR(self.getattr(id).mode):
                 raise OSError(errno.EISDIR, "is a directory")
             await self.files.truncate(id, change.size)
@@ -346,9 +357,9 @@ class Filesystem:
             uid=inode.uid if change.uid is None else change.uid,
             gid=inode.gid if change.gid is None else change.gid,
             size=size,
-            atime_ns=inode.atime_ns if change.atime_ns is None else _nearest_time(change.atime_ns),
-            mtime_ns=mtime_ns if change.mtime_ns is None else _nearest_time(change.mtime_ns),
-            ctime_ns=now if change.ctime_ns is None else _nearest_time(change.ctime_ns),
+            atime_ns=inode.atime_ns if change.atime_ns is None else nearest_time(change.atime_ns),
+            mtime_ns=mtime_ns if change.mtime_ns is None else nearest_time(change.mtime_ns),
+            ctime_ns=now if change.ctime_ns is None else nearest_time(change.ctime_ns),
         )
         if id in self._ghosts:
             self._ghosts[id] = changed
@@ -357,7 +368,7 @@ class Filesystem:
         return changed
 
     def getxattr(self, id: int, name: bytes) -> bytes:
-        _check_namespace(name)
+        check_namespace(name)
         value = self._tree.xattr(id, name)
         if value is None:
             raise OSError(errno.ENODATA, "no such attribute")
@@ -373,7 +384,7 @@ class Filesystem:
             # Access control lists. Taken as mere bytes they would make cp and tar believe that
             # the mode was set with them.
             raise OSError(errno.EOPNOTSUPP, "access control lists are not kept")
-        _check_namespace(name)
+        check_namespace(name)
         if len(value) > XATTR_VALUE_MAX:
             raise OSError(errno.E2BIG, "attribute too large")
         await self._gate.passage()
@@ -407,13 +418,16 @@ class Filesystem:
                 id,
                 Change(
                     size=0,
-                    mode=None if by_root else _without_set_id(inode.mode),
+                    mode=None if by_root else without_set_id(inode.mode),
                     mtime_ns=inode.mtime_ns if keep_times else None,
                     ctime_ns=inode.ctime_ns if keep_times else None,
                 ),
             )
         self._existing(id)
         self._open_counts[id] = self._open_counts.get(id, 0) + 1
+
+    def is_open(self, id: int) -> bool:
+        return id in self._open_counts
 
     async def release(self, id: int) -> None:
         """Ends one use, and removes a file that nothing names any more with the last."""
@@ -436,8 +450,11 @@ class Filesystem:
             self._forget_orphan(id)
             self._remove(inode)
 
-    async def write(self, id: int, offset: int, data: bytes) -> int:
-        return await self.files.write(id, offset, data)
+    async def write(self, id: int, offset: int, data: bytes, *, keep_times: bool = False) -> int:
+        """As ``Files.write``."""
+        if id in self.exchange:
+            await self.exchange.name(id)
+        return await self.files.write(id, offset, data, keep_times=keep_times)
 
     async def fsync(self) -> None:
         """Makes everything handed over so far durable on this machine."""
@@ -472,32 +489,3 @@ class Filesystem:
         if self._free_bytes() < size_bytes:
             self.files.want_room()
             raise OSError(errno.ENOSPC, "no room for more")
-
-
-def _check_name(name: bytes) -> None:
-    if len(name) > NAME_MAX:
-        raise OSError(errno.ENAMETOOLONG, "name too long")
-    if name in (b"", b".", b"..") or b"/" in name or b"\0" in name:
-        raise OSError(errno.EINVAL, "not a file name")
-
-
-def _check_namespace(name: bytes) -> None:
-    namespace, dot, rest = name.partition(b".")
-    if not dot or namespace not in XATTR_NAMESPACES:
-        raise OSError(errno.EOPNOTSUPP, "no such kind of attribute")
-    if not rest:
-        raise OSError(errno.EINVAL, "not an attribute's name")
-
-
-def _without_set_id(mode: int) -> int:
-    """Returns the mode without the bits that let a program run as the file's owner or group.
-
-    Without the group's x bit, set-gid means something else.
-    """
-    mode &= ~stat.S_ISUID
-    return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode
-
-
-def _nearest_time(time_ns: int) -> int:
-    """Returns the time, or the end of time: 63 bits of nanoseconds last until the year 2262."""
-    return min(max(time_ns, MIN_TIME_NS), MAX_TIME_NS)

@@ -53,19 +53,46 @@ class StateLost(CryptfsError):
     """What was not settled cannot be kept: only a new start gives a consistent mount."""
 
 
+class Overtaken(Exception):
+    """The tree was exchanged while a call waited: what it was asked for may be another row now.
+    Nothing was changed; who asked looks its rows up again, and asks again.
+    """
+
+
 class Gate:
     """Closed while a settle takes its picture. Requests that change anything pass it first."""
 
     def __init__(self) -> None:
         self._opened: trio.Event | None = None
         self.broken: CryptfsError | None = None
+        self.generation = 0
+        """Grows when the tree is exchanged: rows that were looked up before mean nothing."""
 
-    async def passage(self) -> None:
-        """Returns when the gate is open; the caller changes what it will before it next waits."""
+    async def passage(self, since: int | None = None) -> None:
+        """Returns when the gate is open; the caller changes what it will before it next waits.
+
+        Raises Overtaken if the tree was exchanged meanwhile, or since ``generation`` was ``since``.
+        """
+        if since is None:
+            since = self.generation
+        await self.opened()
+        self.refuse_overtaken(since)
+
+    async def opened(self) -> None:
+        """As ``passage``, for whoever has looked up nothing yet."""
         while self._opened is not None:
             await self._opened.wait()
         if self.broken is not None:
             raise self.broken
+
+    def refuse_overtaken(self, since: int) -> None:
+        """Raises Overtaken if the tree was exchanged since ``generation`` was ``since``."""
+        if self.generation != since:
+            raise Overtaken
+
+    def overtake(self) -> None:
+        """The tree is exchanged, at the instant of a settle: who waits here has to start again."""
+        self.generation += 1
 
     @contextmanager
     def closed(self) -> Iterator[None]:

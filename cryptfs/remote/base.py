@@ -63,6 +63,9 @@ class Capabilities:
     checksum: str | None
     """The digest the remote itself computes of what it stored (``"md5"``), if any."""
 
+    streams: bool = False
+    """``create`` and ``get`` tell of each piece as it moves (``remote/flow.py``)."""
+
 
 def check_name(name: str) -> str:
     """``name`` itself, when it may name an object; ValueError for our own bugs.

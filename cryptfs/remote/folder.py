@@ -243,7 +243,7 @@ class FolderRemote(Remote):
         else:
             return
         try:
-            _rename_without_replacing(temporary, target)
+            rename_without_replacing(temporary, target)
         except OSError as error:
             if error.errno not in NO_RENAME:
                 raise
@@ -436,7 +436,7 @@ RENAME_NOREPLACE: Final = 1
 AT_FDCWD: Final = -100
 
 
-def _rename_without_replacing(source: Path, target: Path) -> None:
+def rename_without_replacing(source: Path, target: Path) -> None:
     """``renameat2`` with RENAME_NOREPLACE, which Python's ``os`` does not offer."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2

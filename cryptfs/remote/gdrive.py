@@ -142,7 +142,7 @@ class GoogleDriveRemote(Remote):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(atomic_create=True, ranges=True, checksum="md5")
+        return Capabilities(atomic_create=True, ranges=True, checksum="md5", streams=True)
 
     async def close(self) -> None:
         await self._wire.close()

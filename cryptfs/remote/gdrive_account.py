@@ -112,6 +112,8 @@ class Tokens:
         self._monotonic = monotonic
         self._lock = trio.Lock()
         self._token: _Token | None = None
+        self._first_account: str | None = None
+        """Whose Drive the vault was found in. Another's may have a folder of the same name."""
 
     async def get(self, client: httpx.AsyncClient, rejected: str | None = None) -> str:
         """A token that is good as far as is known, and is not the ``rejected`` one."""
@@ -123,6 +125,12 @@ class Tokens:
 
     async def _fetch(self, client: httpx.AsyncClient) -> _Token:
         login = await trio.to_thread.run_sync(read_login, self._logins)
+        first = self._first_account or login.account
+        if login.account != first:
+            raise LoginNeeded(
+                f"the vault is in the Drive of {first}, and {login.account} is logged in now; "
+                f"log in as {first} again: cryptfs login gdrive"
+            )
         asked = self._monotonic()
         answer = await post_form(
             client,
@@ -140,6 +148,7 @@ class Tokens:
         if isinstance(fresh := answer.get("refresh_token"), str) and fresh != login.refresh_token:
             login = replace(login, refresh_token=fresh)
             await trio.to_thread.run_sync(save_login, self._logins, login)
+        self._first_account = login.account
         return _Token(text, asked + seconds - EARLY_SECONDS)
 
 

@@ -132,12 +132,16 @@ class Uploads:
             f"{json.dumps(_metadata(target))}\r\n"
             f"--{boundary}\r\nContent-Type: {OBJECT_TYPE}\r\n\r\n"
         )
+        body = b"".join((head.encode(), data, f"\r\n--{boundary}--\r\n".encode()))
         answer = await self._wire.send(
             "POST",
             await self._wire.upload_url(),
             params={"uploadType": "multipart", "fields": FILE_FIELDS},
-            headers={"Content-Type": f"multipart/related; boundary={boundary}"},
-            body=b"".join((head.encode(), data, f"\r\n--{boundary}--\r\n".encode())),
+            headers={
+                "Content-Type": f"multipart/related; boundary={boundary}",
+                "Content-Length": str(len(body)),
+            },
+            body=Upload(body),
             expect=frozenset({409}),
         )
         return None if answer.status == 409 else parse_file(answer.json())

@@ -5,6 +5,7 @@ so it goes out again with a new one. Whoever calls decides about everything else
 
 ==================================================  ======================================
 429, 5xx, 403 for the rate, 3xx, pages of others    ``TemporaryFailure``, with Retry-After
+408, 409, 421, 423, 425                             likewise
 403 for a day's limits                              ``VaultUnreachable``: not soon
 401 twice, 403 for the scope or another client      ``LoginNeeded``
 403 for quota, children of a folder, items          ``OutOfSpace``
@@ -149,12 +150,12 @@ class DriveWire:
         params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         body: Body = b"",
-        name: str = "an answer",
+        name: str | None = None,
     ) -> Answer:
         """The answer, if it is 2xx or of a status in ``expect``; else its failure is raised.
 
-        ``url`` is below an endpoint, or an upload session's. IntegrityError where more than
-        an object's bytes come.
+        ``url`` is below an endpoint, or an upload session's; ``name`` that of the object whose
+        bytes are asked for. IntegrityError where more than an object's bytes come.
         """
         client = await self._open_client()
         token = await self._tokens.get(client)
@@ -169,7 +170,9 @@ class DriveWire:
             with network_errors(HOST):
                 response = await client.send(request, stream=True)
                 try:
-                    data = await read_limited(response, MAX_GET, name)
+                    data = await read_limited(
+                        response, MAX_GET, name or "an answer", is_object=name is not None
+                    )
                 finally:
                     await response.aclose()
             answer = Answer(response.status_code, response.headers, data)
@@ -256,7 +259,7 @@ class DriveWire:
     async def create_folder(self, file_id: str, name: str, parent: str) -> None:
         """Makes a folder; one that exists with this id already is a success."""
         meta = {"id": file_id, "name": name, "parents": [parent], "mimeType": FOLDER_TYPE}
-        await self.api(
+        answer = await self.api(
             "POST",
             "files",
             params={"fields": "id"},
@@ -264,20 +267,27 @@ class DriveWire:
             body=json.dumps(meta).encode(),
             expect=frozenset({409}),
         )
+        if answer.status != 409:
+            _require_about(file_id, answer)
 
     async def update(self, file_id: str, **changes: Any) -> None:
         """Changes what is known of a file, not its bytes."""
-        await self.api(
+        answer = await self.api(
             "PATCH",
             f"files/{file_id}",
             params={"fields": "id"},
             headers={"Content-Type": "application/json"},
             body=json.dumps(changes).encode(),
         )
+        _require_about(file_id, answer)
 
     async def delete(self, file_id: str) -> None:
         """Removes a file for good, past the trash; one that is gone is a success."""
-        await self.api("DELETE", f"files/{file_id}", expect=frozenset({404}))
+        answer = await self.api("DELETE", f"files/{file_id}", expect=frozenset({404}))
+        if answer.status != 404 and answer.body:
+            # Drive says nothing when it is done; who says something is not Drive.
+            answer.json()
+            raise TemporaryFailure("Drive answered a deletion with something unexpected")
 
     async def download(self, file_id: str, name: str, byte_range: str | None = None) -> Answer:
         """A file's bytes: 200, 206, 404 or 416; never a page that somebody put between."""
@@ -309,6 +319,12 @@ def is_id(value: object) -> bool:
 def quoted(text: str) -> str:
     """``text`` as a string of Drive's query language."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _require_about(file_id: str, answer: Answer) -> None:
+    """Raises TemporaryFailure for a 200 that does not name the file that was changed."""
+    if answer.json().get("id") != file_id:
+        raise TemporaryFailure("Drive answered a change with something about another file")
 
 
 def parse_file(entry: Any) -> File:
@@ -345,6 +361,7 @@ def is_error(body: bytes) -> bool:
 # -- failures --------------------------------------------------------------------------------
 
 SLOWER: Final = frozenset({"rateLimitExceeded", "userRateLimitExceeded", "backendError"})
+LATER: Final = frozenset({408, 409, 421, 423, 425})
 
 REASONS: Final[Mapping[str, tuple[type[CryptfsError], str]]] = {
     "storageQuotaExceeded": (
@@ -404,7 +421,7 @@ def failure(answer: Answer) -> CryptfsError:
     if code == 404:
         return VaultUnreachable("the vault's folder in Drive is gone; look into Drive's trash")
     # Google's own refusals say why, in JSON. What does not is a proxy's or an overload page.
-    if code >= 500 or code == 408 or code < 400 or not reason:
+    if code >= 500 or code in LATER or code < 400 or not reason:
         return TemporaryFailure(f"Drive cannot answer just now ({told})", wait)
     return CryptfsError(f"Drive refuses ({told})")
 

@@ -23,6 +23,7 @@ import httpx
 import trio
 
 from cryptfs.errors import IntegrityError, TemporaryFailure, UsageError, VaultUnreachable
+from cryptfs.remote import flow
 from cryptfs.remote.base import Source
 
 TIMEOUT: Final = httpx.Timeout(60, connect=20, pool=None)
@@ -130,14 +131,21 @@ def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is no JSON")
 
 
-async def read_limited(response: httpx.Response, most: int, name: str) -> bytes:
-    """Returns the body of a streamed response; IntegrityError as soon as it is over ``most``."""
+async def read_limited(
+    response: httpx.Response, most: int, name: str, *, is_object: bool = False
+) -> bytes:
+    """Returns the body of a streamed response; IntegrityError as soon as it is over ``most``.
+
+    Of the bytes of an object is told as they come (``flow``).
+    """
     body = bytearray()
     async with body_of(response) as blocks:
         async for block in blocks:
             body += block
             if len(body) > most:
                 raise IntegrityError(f"what is sent for {name} is too large to be an object")
+            if is_object:
+                await flow.received(len(block))
     return bytes(body)
 
 
@@ -182,29 +190,40 @@ class Upload(httpx.AsyncByteStream):
     """A source from ``offset`` on as the body of a request, a block at a time.
 
     For ``request.stream``. Not a generator, and no file stays open: a request that is cancelled
-    or refused in the middle leaves nothing behind that somebody would have to close. Blocks are
-    small because the time limit is for one of them.
+    or refused in the middle leaves nothing behind that somebody would have to close. It goes in
+    small pieces, each of which is told of (``flow``) if it is part of an object; the time limit
+    is for one of them.
     """
 
-    def __init__(self, source: Source, offset: int = 0) -> None:
+    def __init__(self, source: Source, offset: int = 0, *, is_object: bool = True) -> None:
         self._source = source
         self._offset = offset
+        self._is_object = is_object
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return _Blocks(self._source, self._offset)
+        return _Blocks(self._source, self._offset, self._is_object)
 
 
 class _Blocks(AsyncIterator[bytes]):
-    def __init__(self, source: Source, offset: int) -> None:
+    def __init__(self, source: Source, offset: int, is_object: bool) -> None:
         self._source = source
         self._offset = offset
+        self._is_object = is_object
+        self._block = b""
+        self._used = 0
 
     async def __anext__(self) -> bytes:
-        block = await read_block(self._source, self._offset, BLOCK)
-        if not block:
+        if self._used == len(self._block):
+            self._block = await read_block(self._source, self._offset, BLOCK)
+            self._used = 0
+        piece = self._block[self._used : self._used + flow.piece_bytes()]
+        if not piece:
             raise StopAsyncIteration
-        self._offset += len(block)
-        return block
+        self._used += len(piece)
+        self._offset += len(piece)
+        if self._is_object:
+            await flow.sent(len(piece), self._offset)
+        return piece
 
 
 async def read_block(source: Source, offset: int, length: int) -> bytes:

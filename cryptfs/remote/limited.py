@@ -1,8 +1,8 @@
 """A remote that is used with restraint: so many calls at once, so many bytes a second.
 
-An object travels at the speed of the line; then the line is left alone until it has had its
-share of time. So the limit holds on the average of some objects (of 16 MiB at most), and a
-remote needs to know nothing of it.
+Where the remote tells of the pieces of a call, each waits for its turn. Elsewhere an object
+travels at the speed of the line; then the line is left alone until it has had its share of time,
+and the limit holds on the average of some objects (of 16 MiB at most).
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from typing import Final
 import trio
 
 from cryptfs.remote.base import ObjectInfo, Remote, Source, Space
+from cryptfs.remote.flow import PIECE, Listener, heard_by
 from cryptfs.remote.wrapper import Wrapper, source_size
 
 PARALLEL_CREATES: Final = 4
 PARALLEL_OTHERS: Final = 8
 """Of their own, so that nobody who reads a file waits behind uploads."""
+
+LEAST_PIECE: Final = 4096
 
 NOTHING: Final = 1e-6
 
@@ -76,6 +79,26 @@ class Pace:
         self._as_of = now
 
 
+class _Pieces(Listener):
+    """Lets each piece of a call wait for its turn."""
+
+    def __init__(self, up: Pace, down: Pace) -> None:
+        self._up = up
+        self._down = down
+
+    @property
+    def piece_bytes(self) -> int:
+        # A server takes a connection that is silent for long for dead, and some calls share it.
+        rate = self._up.bytes_per_second
+        return PIECE if rate is None else max(LEAST_PIECE, min(PIECE, rate // PARALLEL_CREATES))
+
+    async def sent(self, new_bytes: int, so_far: int) -> None:
+        await self._up.take(new_bytes)
+
+    async def received(self, new_bytes: int) -> None:
+        await self._down.take(new_bytes)
+
+
 class LimitedRemote(Wrapper):
     """``up`` and ``down`` are the paces of what is created and of what is read."""
 
@@ -91,16 +114,22 @@ class LimitedRemote(Wrapper):
         super().__init__(inner)
         self.up = Pace(limit_up)
         self.down = Pace(limit_down)
+        self._pieces = _Pieces(self.up, self.down)
         self._creates = trio.CapacityLimiter(parallel_creates)
         self._others = trio.CapacityLimiter(parallel_others)
 
     async def create(self, name: str, source: Source) -> None:
         async with self._creates:
-            await self.up.take(source_size(source))
-            await self.inner.create(name, source)
+            if not self.capabilities.streams:
+                await self.up.take(source_size(source))
+            with heard_by(self._pieces):
+                await self.inner.create(name, source)
 
     async def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         async with self._others:
+            if self.capabilities.streams:
+                with heard_by(self._pieces):
+                    return await self.inner.get(name, offset, length)
             await self.down.take(length or 0)
             data = await self.inner.get(name, offset, length)
             if length is None:

@@ -23,6 +23,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -126,7 +127,7 @@ LATER: Final = frozenset(
         "IncompleteBody",
     }
 )
-LATER_STATUS: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+LATER_STATUS: Final = frozenset({408, 409, 421, 423, 425, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +268,7 @@ class S3Remote(Remote):
         return sorted(infos, key=lambda info: info.name)
 
     async def delete(self, name: str) -> None:
-        await self._in_thread(partial(self._delete, check_name(name)), self._writers)
+        await self._in_thread(partial(self._delete_surely, check_name(name)), self._writers)
 
     async def space(self) -> Space | None:
         """None: S3 has no such question."""
@@ -446,6 +447,13 @@ class S3Remote(Remote):
         if _code(error) == "NoSuchBucket":
             self._refuse(error)
         raise ObjectNotFound(f"{name} is not in {self._address.bucket}") from error
+
+    def _delete_surely(self, name: str) -> None:
+        """As ``_delete``, and looks: obstore takes any 2xx for a deletion, whoever said it."""
+        self._delete(name)
+        with suppress(FileNotFoundError):
+            obstore.head(self._reader(), name)
+            raise TemporaryFailure(f"{self._host} says that it deleted {name}, and it is there")
 
     def _delete(self, name: str) -> None:
         try:

@@ -52,6 +52,7 @@ from cryptfs.errors import (
     VaultUnreachable,
 )
 from cryptfs.ids import RandomBytes
+from cryptfs.remote import flow
 from cryptfs.remote.base import (
     MAX_GET,
     Capabilities,
@@ -98,7 +99,7 @@ QUOTA: Final = (
     b"<quota-available-bytes/><quota-used-bytes/></prop></propfind>"
 )
 
-LATER: Final = frozenset({408, 421, 423, 425, 429, 500, 502, 503, 504, 508, 511})
+LATER: Final = frozenset({408, 409, 421, 423, 425, 429, 500, 502, 503, 504, 508, 511})
 MOVED: Final = frozenset({301, 302, 303, 307, 308})
 CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 NO_SUCH_RANGE: Final = re.compile(r"bytes \*/([0-9]{1,19})")
@@ -164,7 +165,7 @@ class WebDavRemote(Remote):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(atomic_create=True, ranges=True, checksum=None)
+        return Capabilities(atomic_create=True, ranges=True, checksum=None, streams=True)
 
     # -- the contract ------------------------------------------------------------------------
 
@@ -456,6 +457,7 @@ class WebDavRemote(Remote):
             async for block in blocks:
                 body += block[skip:]
                 skip = max(0, skip - len(block))
+                await flow.received(len(block))
                 # Not at the last wanted byte: read to its end, the connection can be kept.
                 if len(body) > wanted:
                     break
@@ -508,7 +510,11 @@ class WebDavRemote(Remote):
                 return False
             if response.status_code not in (200, 202, 204) or _is_page(response):
                 self._refuse(response)
-            return True
+            is_surely_gone = response.status_code == 204
+        # 202 promises it, and a 200 with something else in it may be nobody's word.
+        if not is_surely_gone and await self._stat(path) is not None:
+            raise TemporaryFailure(f"{self._host} says that it deleted {path}, and it is there")
+        return True
 
     # -- what is there -----------------------------------------------------------------------
 
@@ -645,7 +651,7 @@ class WebDavRemote(Remote):
         url = self._address.origin + self._path(path)
         request = self._client.build_request(method, url, headers=headers)
         if content is not None:
-            request.stream = Upload(content)
+            request.stream = Upload(content, is_object=method == "PUT")
         # Sent with the first request: an answer 401 to a long upload would cost it twice.
         auth = None if login is None else httpx.BasicAuth(login.user, login.password)
         return await self._client.send(request, auth=auth, stream=True)

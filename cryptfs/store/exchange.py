@@ -7,6 +7,7 @@ the same content.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -16,8 +17,10 @@ import apsw
 from cryptfs.errors import IntegrityError
 from cryptfs.format.rows import RowBatch
 from cryptfs.store.database import Database, Row
-from cryptfs.store.garbage import note_dead_pack
+from cryptfs.store.garbage import forget_broken_epochs, note_dead_pack
 from cryptfs.store.schema import PLACE_TABLES, TREE_TABLES
+
+log = logging.getLogger(__name__)
 
 BATCH_BYTES: Final = 2 << 20
 """About as much CBOR is in memory at once while a commit is built."""
@@ -125,6 +128,9 @@ def apply_commit(database: Database, batch: RowBatch, epoch: int) -> None:
         for (pack,) in batch.gone.get("pack", ()):
             # Nothing leads to it any more. Who dropped it may die before it deletes the object.
             note_dead_pack(database, pack, epoch)
+        gone_chunks = [chunk for (chunk,) in batch.gone.get("chunk", ())]
+        if gone_chunks and (broken := forget_broken_epochs(database, gone_chunks)):
+            log.info("another device forgot the restore points %s", broken)
         for table, keys in batch.gone.items():
             where = " AND ".join(f"{column} = ?" for column in _ALL_TABLES[table][1])
             database.many(f"DELETE FROM {table} WHERE {where}", keys)

@@ -3,9 +3,11 @@
 A pack goes in three steps, each durable here before the next begins:
 
 =========  ==================================================================================
-condemned  nothing leads to it, and from the published epoch on no device finds its chunks by
-           their digest, so nothing new can lead to it but from a device that is behind
-dropped    it stayed so for the grace period: its rows go, and are gone in the epoch's commit
+condemned  no file leads to it, and from the published epoch on no device finds its chunks by
+           their digest, so nothing new can lead to it but from a device that is behind;
+           restore points may, until they are forgotten
+dropped    no file did for the grace period, and nothing does now: its rows go, and are gone in
+           the epoch's commit
 dead       a checkpoint without it is on the remote: its object is deleted
 =========  ==================================================================================
 
@@ -24,11 +26,22 @@ from cryptfs.format.pack import ChunkPlace
 from cryptfs.store.database import Database
 from cryptfs.store.schema import TREE_TABLES
 
-_LEADING: Final = """
-SELECT chunk FROM extent UNION SELECT chunk FROM extent_past
-WHERE until > (SELECT published_epoch FROM progress)
-OR EXISTS (SELECT 1 FROM temp.kept WHERE number >= since AND number < until)
+_HEAD: Final = 2
+_LASTING: Final = 1
+
+_NEEDED: Final = f"""
+SELECT chunk, max(need) AS need FROM (
+    SELECT chunk, {_HEAD} AS need FROM extent
+    UNION ALL SELECT chunk, {_HEAD} FROM extent_past
+        WHERE until > (SELECT published_epoch FROM progress)
+    UNION ALL SELECT chunk, CASE
+        WHEN EXISTS (SELECT 1 FROM temp.lasting WHERE number >= since AND number < until)
+        THEN {_LASTING}
+        WHEN EXISTS (SELECT 1 FROM temp.kept WHERE number >= since AND number < until) THEN 0
+    END FROM extent_past
+) GROUP BY chunk HAVING need >= 0
 """
+"""Chunks that something leads to, and by what: files, a lasting restore point (1), another (0)."""
 
 
 class PackUse(NamedTuple):
@@ -39,11 +52,17 @@ class PackUse(NamedTuple):
     """Of the object, filling included."""
     live: int
     """Sealed bytes that a file or a restore point leads to."""
+    lasting: int
+    """Of these, what is needed when the restore points are gone that are soon forgotten."""
+    in_files: int
+    """Of these, what files of today lead to, on this device or in the newest epoch."""
+    since: int
+    """The epoch in which it was published."""
     key_epoch: int
 
 
 class LiveChunk(NamedTuple):
-    """A chunk that a file or a restore point leads to."""
+    """A chunk that is needed and will be."""
 
     id: int
     digest: bytes | None
@@ -115,6 +134,28 @@ def note_dead_pack(database: Database, pack: int, epoch: int) -> None:
         _note_dead(database, DeadObject(pack_name(row[0]), row[1], epoch))
 
 
+def forget_broken_epochs(database: Database, gone_chunks: Iterable[int]) -> list[int]:
+    """Forgets the restore points that need chunks which another device dropped; their rows have
+    to be there still. Returns their epochs: this device's policy or clock kept them for longer.
+    """
+    database.execute("CREATE TEMP TABLE IF NOT EXISTS gone_chunk (id INTEGER PRIMARY KEY)")
+    database.execute("DELETE FROM temp.gone_chunk")
+    database.many("INSERT INTO temp.gone_chunk VALUES (?)", [(id,) for id in gone_chunks])
+    spans = list(
+        database.rows(
+            "SELECT DISTINCT since, until FROM extent_past "
+            "WHERE chunk IN (SELECT id FROM temp.gone_chunk)"
+        )
+    )
+    if not spans:
+        return []
+    numbers = [row[0] for row in database.rows("SELECT number FROM epoch ORDER BY number")]
+    broken = [n for n in numbers if any(since <= n < until for since, until in spans)]
+    for _ in Garbage(database).forget_epochs(set(numbers).difference(broken)):
+        pass
+    return broken
+
+
 def _note_dead(database: Database, dead: DeadObject) -> None:
     database.execute(
         "INSERT INTO dead_object VALUES (?, ?, ?) ON CONFLICT (name) "
@@ -123,44 +164,57 @@ def _note_dead(database: Database, dead: DeadObject) -> None:
     )
 
 
-def read_usage(snapshot: Database, kept: Collection[int]) -> Usage:
-    """Returns how much of each published pack is needed by files and by the ``kept`` epochs.
+def read_usage(
+    snapshot: Database, kept: Collection[int], lasting: Collection[int] | None = None
+) -> Usage:
+    """Returns how much of each published pack is needed by files and by the ``kept`` epochs,
+    and how much when of these only the ``lasting`` are left (None: all are).
 
     Reads every extent: for a thread.
     """
     open_epoch, published = _epochs(snapshot)
-    _note_kept(snapshot, kept)
+    _note_kept(snapshot, kept, kept if lasting is None else lasting)
+    snapshot.execute(
+        "CREATE TEMP TABLE used AS SELECT pack, sum(stored) AS live, "
+        f"sum(stored) FILTER (WHERE need >= {_LASTING}) AS lasting, "
+        f"sum(stored) FILTER (WHERE need = {_HEAD}) AS in_files "
+        f"FROM ({_NEEDED}) AS needed JOIN chunk ON chunk.id = needed.chunk GROUP BY pack"
+    )
     packs = snapshot.rows(
-        "SELECT pack.id, pack.size, coalesce(sum(live.stored), 0), key_epoch FROM pack LEFT JOIN "
-        f"(SELECT pack, stored FROM chunk WHERE id IN ({_LEADING})) AS live "
-        "ON live.pack = pack.id WHERE pack.size > 0 AND pack.since <= ? "
-        "AND pack.id NOT IN (SELECT pack FROM spooled) GROUP BY pack.id ORDER BY pack.id",
+        "SELECT pack.id, pack.size, coalesce(live, 0), coalesce(lasting, 0), "
+        "coalesce(in_files, 0), since, key_epoch "
+        "FROM pack LEFT JOIN temp.used ON used.pack = pack.id "
+        "WHERE pack.size > 0 AND pack.since <= ? "
+        "AND pack.id NOT IN (SELECT pack FROM spooled) ORDER BY pack.id",
         (published,),
     )
     uses = tuple(map(PackUse._make, packs))
-    live = snapshot.value(f"SELECT coalesce(sum(stored), 0) FROM chunk WHERE id IN ({_LEADING})")
-    return Usage(open_epoch, uses, live)
+    return Usage(open_epoch, uses, snapshot.value("SELECT coalesce(sum(live), 0) FROM temp.used"))
 
 
 def read_live_chunks(
     snapshot: Database, packs: Collection[int], kept: Collection[int]
 ) -> dict[int, list[LiveChunk]]:
-    """Returns the chunks of the packs that are needed, in their order. For a thread, likewise."""
-    _note_kept(snapshot, kept)
+    """Returns the chunks of the packs that files and the ``kept`` epochs need, in their order.
+    For a thread, likewise.
+    """
+    _note_kept(snapshot, kept, kept)
     found: dict[int, list[LiveChunk]] = {pack: [] for pack in packs}
     marks = ", ".join("?" * len(found))
     for id, digest, pack, *place in snapshot.rows(
         "SELECT id, digest, pack, piece, offset, stored, plain, codec FROM chunk "
-        f"WHERE pack IN ({marks}) AND id IN ({_LEADING}) ORDER BY pack, piece",
+        f"WHERE pack IN ({marks}) AND id IN (SELECT chunk FROM ({_NEEDED})) "
+        "ORDER BY pack, piece",
         tuple(found),
     ):
         found[pack].append(LiveChunk(id, digest, ChunkPlace._make(place)))
     return found
 
 
-def _note_kept(snapshot: Database, kept: Collection[int]) -> None:
-    snapshot.execute("CREATE TEMP TABLE kept (number INTEGER PRIMARY KEY)")
-    snapshot.many("INSERT INTO temp.kept VALUES (?)", [(number,) for number in kept])
+def _note_kept(snapshot: Database, kept: Collection[int], lasting: Collection[int]) -> None:
+    for name, numbers in (("kept", kept), ("lasting", lasting)):
+        snapshot.execute(f"CREATE TEMP TABLE {name} (number INTEGER PRIMARY KEY)")
+        snapshot.many(f"INSERT INTO temp.{name} VALUES (?)", [(number,) for number in numbers])
 
 
 def _epochs(database: Database) -> tuple[int, int]:
@@ -235,8 +289,12 @@ class Garbage:
         )
 
     def acquit(self, packs: Iterable[int]) -> None:
-        """Something leads to these packs after all, or they are not known any more."""
+        """Files lead to these packs after all, or they are not known any more."""
         self._database.many("DELETE FROM condemned WHERE pack = ?", [(pack,) for pack in packs])
+
+    def put_off(self, ns: int) -> None:
+        """Has every grace period that runs end so much later: the clock moved, not the time."""
+        self._database.execute("UPDATE condemned SET seen_ns = seen_ns + ?", (ns,))
 
     def note_seen(self, now_ns: int) -> None:
         """The grace period begins for packs whose epoch was published meanwhile."""

@@ -152,6 +152,13 @@ class Tree:
         ):
             yield row[0], row[1], Inode._make(row[2:])
 
+    def names_of(self, id: int) -> list[tuple[int, bytes]]:
+        """Returns (folder, name) of everything that leads to the inode, the oldest first."""
+        rows = self._execute(
+            "SELECT parent, name FROM dirent WHERE inode = ? ORDER BY position", (id,)
+        )
+        return [(row[0], row[1]) for row in rows]
+
     def parent_of_directory(self, id: int) -> int | None:
         """Returns the directory that holds directory ``id``; None for the root."""
         row = self._execute("SELECT parent FROM dirent WHERE inode = ?", (id,)).fetchone()

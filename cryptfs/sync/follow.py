@@ -8,7 +8,7 @@ applied, and mine is put on top (``sync/replay.py``), in one transaction.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
@@ -43,6 +43,7 @@ class Follower:
         *,
         stranded: Callable[[], int],
         random_bytes: RandomBytes,
+        on_followed: Callable[[Followed], Awaitable[None]],
     ):
         self._database = database
         self._progress = progress
@@ -53,14 +54,20 @@ class Follower:
         self._new_replay = new_replay
         self._stranded = stranded
         self._random_bytes = random_bytes
+        self._on_followed = on_followed
 
     async def follow(self, *, mounted: bool, accept_rollback: bool = False) -> Followed:
-        """Brings this device to the remote's head.
+        """Brings this device to the remote's head, and has ``on_followed`` tell of it.
 
         ``accept_rollback`` goes on with what is here where the remote went back.
         Raises RollbackError, IntegrityError, VaultUnreachable, LoginNeeded; then all that was
         here is as it was.
         """
+        followed = await self._follow(mounted=mounted, accept_rollback=accept_rollback)
+        await self._on_followed(followed)
+        return followed
+
+    async def _follow(self, *, mounted: bool, accept_rollback: bool) -> Followed:
         async with self._publisher.standing_still():
             publication = self._progress.publication()
             if publication is not None and await self._puller.is_published(publication):

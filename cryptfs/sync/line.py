@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import trio
@@ -21,6 +21,10 @@ log = logging.getLogger(__name__)
 PAUSE_SECONDS: Final = 5.0
 """After a failure nothing is asked for so long; then one call tries again for all."""
 
+FIRST_LOOK_SECONDS: Final = 30.0
+LONGEST_LOOK_SECONDS: Final = 300.0
+"""Before it is looked, where nobody reads, whether the remote is back; the wait doubles."""
+
 
 class Line:
     """The way to the remote as reads meet it. Invariant: down exactly while ``failure`` is set."""
@@ -29,6 +33,7 @@ class Line:
         self.failure: CryptfsError | None = None
         self._quiet_until = -math.inf
         self._trying = False
+        self._went = trio.Event()
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
@@ -72,6 +77,22 @@ class Line:
             )
         self.failure = error
         self._quiet_until = trio.current_time() + PAUSE_SECONDS
+        self._went.set()
+
+    async def look_after(self, ask: Callable[[], Awaitable[object]]) -> None:
+        """Asks the remote now and then while it is away, until cancelled: else it would be taken
+        for away until somebody reads again, which may be tomorrow.
+        """
+        while True:
+            await self._went.wait()
+            wait = FIRST_LOOK_SECONDS
+            while self.failure is not None:
+                await trio.sleep(wait)
+                if self.failure is not None:
+                    with suppress(CryptfsError), self.call():
+                        await ask()
+                wait = min(2 * wait, LONGEST_LOOK_SECONDS)
+            self._went = trio.Event()
 
     def _note_answer(self) -> None:
         if self.failure is not None:

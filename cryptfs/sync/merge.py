@@ -103,6 +103,7 @@ def merge(
     merging = _Merging(base, theirs, mine, new_id, free_name)
     merging.merge_nodes()
     merging.remove_links()
+    merging.remove_folders()  # what mine made may have their names
     merging.add_links()
     merging.name_copies()
     merging.remove_folders()
@@ -159,10 +160,8 @@ class _Merging:
 
     def _is_edited(self, id: int) -> bool:
         """Whether mine changed more than attributes of the inode: then it outlives its removal."""
-        base, mine = self._base.nodes[id], self._mine.nodes[id]
-        if base.content != mine.content or base.xattrs != mine.xattrs:
-            return True
-        return bool(self._my_names.get(id, set()) - self._base_names.get(id, set()))
+        renamed = self._my_names.get(id, set()) - self._base_names.get(id, set())
+        return bool(renamed) or _is_changed(self._base.nodes[id], self._mine.nodes[id])
 
     def _merge_node(self, id: int, base: Node | None, theirs: Node, mine: Node) -> Node:
         if base is None:
@@ -170,11 +169,7 @@ class _Merging:
                 # Two devices took one number: a disk was copied with what it had here only.
                 self._absorbed[id] = self._keep_copy(id, mine)
                 return theirs
-            return Node(
-                _merge_attributes(None, theirs, mine),
-                theirs.content,
-                _merge_xattrs({}, theirs, mine),
-            )
+            return _unite(None, theirs, mine, theirs.content)
         content = theirs.content
         if mine.content not in (base.content, theirs.content):
             if theirs.content != base.content:
@@ -182,11 +177,7 @@ class _Merging:
                 return theirs
             content = mine.content
             self._from_mine.add(id)
-        return Node(
-            _merge_attributes(base.attributes, theirs, mine),
-            content,
-            _merge_xattrs(base.xattrs, theirs, mine),
-        )
+        return _unite(base, theirs, mine, content)
 
     def _keep_copy(self, original: int, mine: Node) -> int:
         """Keeps what mine has of an inode beside what theirs has of it."""
@@ -202,19 +193,26 @@ class _Merging:
         for link, id in self._base.links.items():
             if self._mine.links.get(link) == id or self._links.get(link) != id:
                 continue
+            if self._is_torn(id):
+                continue
             if id in self._mine.nodes:
                 del self._links[link]
+            elif _is_changed(self._base.nodes[id], self._theirs.nodes[id]):
+                continue
             elif self._base.nodes[id].is_folder:
                 self._removed_folders.add(id)
-            elif not self._is_changed_by_theirs(id):
+            else:
                 del self._links[link]
         for id in self._base.nodes:
             if id not in self._mine.nodes and not self._base.nodes[id].is_folder:
                 self._forget_nameless(id)
 
-    def _is_changed_by_theirs(self, id: int) -> bool:
-        base, theirs = self._base.nodes[id], self._theirs.nodes[id]
-        return base.content != theirs.content or base.xattrs != theirs.xattrs
+    def _is_torn(self, id: int) -> bool:
+        """Whether each side took away the names that the other left: nobody removed the inode, and
+        the published names stay."""
+        base, theirs = self._base_names.get(id, set()), self._their_names.get(id, set())
+        mine = self._my_names.get(id, set())
+        return bool(theirs and mine) and theirs | mine <= base and not theirs & mine
 
     def _forget_nameless(self, id: int) -> None:
         if id in self._nodes and not any(
@@ -232,6 +230,7 @@ class _Merging:
         while empty:
             id = empty.pop()
             link = above[id]
+            self._removed_folders.discard(id)
             del self._links[link]
             del self._nodes[id]
             filled[link[0]] -= 1
@@ -246,8 +245,10 @@ class _Merging:
                 self._add(link, id)
 
     def _is_revived(self, id: int) -> bool:
-        """Whether theirs removed what lives on because of mine: it keeps its names here."""
-        return id in self._nodes and id in self._base.nodes and id not in self._theirs.nodes
+        """Whether theirs removed what lives on because mine changed it: it keeps its names."""
+        if id not in self._nodes or id not in self._base.nodes or id in self._theirs.nodes:
+            return False
+        return _is_changed(self._base.nodes[id], self._mine.nodes[id])
 
     def _add(self, link: Link, id: int) -> None:
         """Gives ``id`` the name that it has in mine."""
@@ -256,7 +257,7 @@ class _Merging:
         self._placed.add(link)
         if id not in self._nodes and id not in self._absorbed:
             return
-        if id in self._base.nodes and id in self._theirs.nodes and self._is_renamed_twice(id, link):
+        if id in self._theirs.nodes and self._is_renamed_twice(id, link):
             return
         folder = self._folder(link[0])
         if id in self._base.nodes and self._nodes[id].is_folder:
@@ -272,13 +273,14 @@ class _Merging:
             return False
         base, theirs = self._base_names.get(id, set()), self._their_names.get(id, set())
         mine = self._my_names.get(id, set())
-        both_removed = base - mine - theirs
-        if self._base.nodes[id].is_folder:
+        if self._theirs.nodes[id].is_folder:
             return bool(theirs - base)
-        # Each name that both took away stands for one renaming on either side.
-        mine_added = sorted(mine - base - theirs)
-        renamed = min(len(both_removed), len(theirs - base))
-        return link in mine_added[:renamed]
+        # Each name that both took away stands for one renaming on either side. What theirs has of
+        # an inode that mine made was renamed after another device had it from here.
+        renamed = len(theirs - base - mine)
+        if id in self._base.nodes:
+            renamed = min(len(base - mine - theirs), len(theirs - base))
+        return link in sorted(mine - base - theirs)[:renamed]
 
     def _folder(self, folder: int) -> int:
         """Returns the folder that stands for mine's ``folder``; a removed one comes back."""
@@ -305,10 +307,16 @@ class _Merging:
     def _put_back(self, id: int) -> None:
         """Leaves a folder where theirs has it: where mine put it would close a circle."""
         for link in self._their_names.get(id, ()):
-            if link not in self._links:
-                self._links[link] = id
-            elif self._links[link] != id:
-                self._place(link, id)
+            self._bring_back(link[0])
+            self._place(link, id)
+
+    def _bring_back(self, folder: int) -> None:
+        """Takes back that mine removed a folder of theirs, which is needed after all."""
+        self._removed_folders.discard(folder)
+        theirs = self._theirs.nodes.get(folder)
+        if folder not in self._nodes and theirs is not None:
+            self._nodes[folder] = theirs
+            self._put_back(folder)
 
     def _leave_old_place(self, id: int) -> None:
         """A folder has one name."""
@@ -319,9 +327,14 @@ class _Merging:
         there = self._links.get(link)
         if there is None:
             self._links[link] = id
-        elif there != id and not self._absorb(id, there):
+        elif there != id and not self._absorb(id, there) and not self._is_beside(link, id):
             self._links[self._conflict_link(link)] = id
             self._conflicts.append(Conflict(there, id))
+
+    def _is_beside(self, link: Link, id: int) -> bool:
+        """Whether theirs gave an inode another name in that folder: so did who replayed this."""
+        known = self._base_names.get(id, set()) | self._my_names.get(id, set())
+        return any(other[0] == link[0] for other in self._their_names.get(id, set()) - known)
 
     def _absorb(self, id: int, there: int) -> bool:
         """Lets what theirs has stand for what mine made, if they are as good as one."""
@@ -331,8 +344,13 @@ class _Merging:
         if mine.kind != theirs.kind or not (mine.is_folder or mine.content == theirs.content):
             return False
         self._absorbed[id] = there
+        self._removed_folders.discard(there)
+        self._nodes[there] = _unite(None, theirs, mine, theirs.content)
         del self._nodes[id]
         self._from_mine.discard(id)
+        if len(self._my_names[id]) > 1:
+            for link in [link for link, other in self._links.items() if other == id]:
+                self._links[link] = there
         return True
 
     def _conflict_link(self, link: Link) -> Link:
@@ -376,6 +394,18 @@ def _names(links: Mapping[Link, int]) -> dict[int, set[Link]]:
     for link, id in links.items():
         names.setdefault(id, set()).add(link)
     return names
+
+
+def _is_changed(base: Node, side: Node) -> bool:
+    return base.content != side.content or base.xattrs != side.xattrs
+
+
+def _unite(base: Node | None, theirs: Node, mine: Node, content: object) -> Node:
+    return Node(
+        _merge_attributes(None if base is None else base.attributes, theirs, mine),
+        content,
+        _merge_xattrs({} if base is None else base.xattrs, theirs, mine),
+    )
 
 
 def _merge_attributes(base: Attributes | None, theirs: Node, mine: Node) -> Attributes:

@@ -34,7 +34,7 @@ from cryptfs.errors import (
     ObjectNotFound,
     VaultUnreachable,
 )
-from cryptfs.format.names import pack_name
+from cryptfs.format.names import HEADERS, pack_name
 from cryptfs.format.pack import ChunkPlace, open_chunk
 from cryptfs.fs.reader import OpenPack
 from cryptfs.ids import CHUNK_SIZE
@@ -110,6 +110,7 @@ class Packs:
         """Lets packs come in the background, and gives room back to a full disk."""
         async with open_nursery() as nursery:
             self._background = nursery
+            nursery.start_soon(self._line.look_after, partial(self._remote.list, HEADERS))
             task_status.started()
             try:
                 while True:
@@ -118,6 +119,11 @@ class Packs:
                         self._trim()
             finally:
                 self._background = None
+
+    @property
+    def outage(self) -> CryptfsError | None:
+        """Why packs that are not here cannot be read just now; None when they can."""
+        return self._line.failure
 
     # -- what lies here --------------------------------------------------------------------
 

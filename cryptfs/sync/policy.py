@@ -8,7 +8,9 @@ the remote is away, or refuses         another try after 15 s, 30 s, … 5 minut
                                        the remote says
 paused                                 nothing until resumed
 the network is metered                 nothing, and a look every half minute
-another device published this epoch    nothing any more (EpochTaken)
+another device published this epoch    its changes are brought here, and another try, at
+                                       once, a few times
+the vault's line was put back          nothing until it continues, or a person decides
 all is published, for a minute         housekeeping, if that is due
 =====================================  ===================================================
 
@@ -21,21 +23,22 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeAlias
 
 import trio
 
 from cryptfs.concurrency import open_nursery
 from cryptfs.errors import (
     CryptfsError,
-    EpochTaken,
     LoginNeeded,
+    RollbackError,
     TemporaryFailure,
     VaultUnreachable,
 )
-from cryptfs.store.database import Database
+from cryptfs.store.database import Database, StateDamaged
 from cryptfs.store.progress import Progress
 from cryptfs.sync.publish import Publisher, Upload, UploadPaused
+from cryptfs.sync.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +58,10 @@ IDLE_SECONDS: Final = 60.0
 """After so long with everything published the housekeeping is looked after."""
 
 HOUSEKEEPING_RETRY_SECONDS: Final = 3600.0
+
+
+Publish: TypeAlias = Callable[[Callable[[Upload], None] | None], Awaitable[int]]
+"""Publishes everything, tells how far it is, and returns the newest epoch."""
 
 
 class Metered(CryptfsError):
@@ -80,10 +87,29 @@ class State(StrEnum):
     LOGIN_NEEDED = "login needed"
     REFUSED = "refused"
     """The remote can be reached, and nothing can be published: it or this disk is full, it is
-    read-only, or another device was first."""
+    read-only, other devices are always first, or its line of epochs was put back."""
+
+
+def state_of(problem: CryptfsError | None) -> State:
+    """What a mount is in that has this problem and does nothing."""
+    match problem:
+        case None:
+            return State.IDLE
+        case Metered():
+            return State.PAUSED
+        case VaultUnreachable():
+            return State.OFFLINE
+        case LoginNeeded():
+            return State.LOGIN_NEEDED
+        case _:
+            return State.REFUSED
 
 
 class PublishPolicy:
+    """``watch`` looks at other devices; ``publish`` publishes on top of what they did, and is
+    ``publisher.publish`` where there are none.
+    """
+
     def __init__(
         self,
         database: Database,
@@ -95,6 +121,8 @@ class PublishPolicy:
         paused: bool = False,
         is_metered: Callable[[], Awaitable[bool]] | None = None,
         housekeeping: Housekeeping | None = None,
+        watch: Watch | None = None,
+        publish: Publish | None = None,
     ):
         self._database = database
         self._progress = progress
@@ -104,6 +132,8 @@ class PublishPolicy:
         self._paused = paused
         self._is_metered = is_metered
         self._housekeeping = housekeeping
+        self._watch = watch
+        self._publish_all: Publish = publish or publisher.publish
         self._housekeeping_scope = trio.CancelScope()
         self._housekeeping_at = 0.0
         self._failures = 0
@@ -112,8 +142,7 @@ class PublishPolicy:
         self._quiet_since = 0.0
         self._mark = (-1, -1)
         self._wake = trio.Event()
-        self.problem: CryptfsError | None = None
-        """Why the last publication failed, until one succeeds."""
+        self._failure: CryptfsError | None = None
 
     # -- what can be seen and said -----------------------------------------------------------
 
@@ -122,24 +151,17 @@ class PublishPolicy:
         return self._paused
 
     @property
+    def problem(self) -> CryptfsError | None:
+        """Why the last publication, or the last look at other devices' failed."""
+        return self._failure or (self._watch.problem if self._watch else None)
+
+    @property
     def state(self) -> State:
         if self._publisher.under_way is not None:
             return State.UPLOADING
-        if isinstance(self.problem, EpochTaken):
-            return State.REFUSED
         if self._paused:
             return State.PAUSED
-        match self.problem:
-            case None:
-                return State.IDLE
-            case Metered():
-                return State.PAUSED
-            case VaultUnreachable():
-                return State.OFFLINE
-            case LoginNeeded():
-                return State.LOGIN_NEEDED
-            case _:
-                return State.REFUSED
+        return state_of(self.problem)
 
     def pause(self) -> None:
         """Publishes nothing by itself any more; an upload under way ends where it is."""
@@ -153,16 +175,23 @@ class PublishPolicy:
         self._retry_at = trio.current_time()
         self._wake.set()
 
-    async def publish_now(self, on_progress: Callable[[Upload], None] | None = None) -> int:
-        """Publishes because somebody asked; returns the newest epoch. Raises as ``publish``."""
+    async def publish_now(
+        self, on_progress: Callable[[Upload], None] | None = None, *, is_asked: bool = True
+    ) -> int:
+        """Brings what others published, and publishes; returns the newest epoch.
+
+        Raises as both do. ``is_asked`` says that a person waits.
+        """
         try:
-            epoch = await self._publisher.publish(on_progress)
+            if self._watch is not None:
+                await (self._watch.follow() if is_asked else self._watch.look_closely())
+            epoch = await self._publish_all(on_progress)
         except UploadPaused:
             raise
         except CryptfsError as error:
             self._note_failure(error)
             raise
-        self.problem = self._retry_at = None
+        self._failure = self._retry_at = None
         self._failures = 0
         self._start_over()
         return epoch
@@ -170,9 +199,11 @@ class PublishPolicy:
     # -- by itself -----------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Publishes until cancelled. What fails is logged and tried again."""
+        """Publishes until cancelled. What fails is logged and tried again; damage of the local
+        state is raised.
+        """
         self._start_over()
-        while not isinstance(self.problem, EpochTaken):
+        while True:
             with trio.move_on_after(LOOK_SECONDS):
                 await self._wake.wait()
             self._wake = trio.Event()
@@ -186,18 +217,21 @@ class PublishPolicy:
     async def _publish(self) -> None:
         if await self._waits_for_free_network():
             return
+        before = self._failure
         try:
             async with open_nursery() as nursery:
                 nursery.start_soon(self._stop_when_metered)
-                await self.publish_now()
+                await self.publish_now(is_asked=False)
                 nursery.cancel_scope.cancel()
         except UploadPaused:
             log.info("the upload is paused")
             self._retry_at = trio.current_time()  # when it may go on, it does so at once
-        except EpochTaken as error:
-            log.error("%s", error)
+        except StateDamaged:
+            raise  # trying again does not help: only a new start reads the state as a whole
         except CryptfsError as error:
-            log.warning("not published, tried again later: %s", error)
+            if str(error) != str(before):
+                level = logging.ERROR if isinstance(error, RollbackError) else logging.WARNING
+                log.log(level, "not published, tried again later: %s", error)
 
     def _is_idle(self) -> bool:
         """Whether all is published, and has been for a while."""
@@ -224,9 +258,8 @@ class PublishPolicy:
                     await house.run()
                     self._housekeeping_at = 0.0  # if something is left to do, when it is idle again
                     nursery.cancel_scope.cancel()
-            except EpochTaken as error:
-                self._note_failure(error)
-                log.error("%s", error)
+            except StateDamaged:
+                raise
             except CryptfsError as error:
                 log.warning("not cleaned up, tried again later: %s", error)
 
@@ -240,10 +273,10 @@ class PublishPolicy:
 
     async def _waits_for_free_network(self) -> bool:
         if self._is_metered is None or not await self._is_metered():
-            if isinstance(self.problem, Metered):
-                self.problem = None
+            if isinstance(self._failure, Metered):
+                self._failure = None
             return False
-        self.problem = Metered(
+        self._failure = Metered(
             "the network is metered, so nothing is uploaded by itself; to upload all the same: "
             "cryptfs sync, or mount with --allow-metered"
         )
@@ -269,7 +302,7 @@ class PublishPolicy:
         )
 
     def _note_failure(self, error: CryptfsError) -> None:
-        self.problem = error
+        self._failure = error
         wait = min(FIRST_RETRY_SECONDS * 2**self._failures, LONGEST_RETRY_SECONDS)
         if isinstance(error, TemporaryFailure) and error.retry_after is not None:
             wait = max(wait, error.retry_after)

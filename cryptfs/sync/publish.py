@@ -54,6 +54,7 @@ from cryptfs.format.rows import EpochRow, RowBatch
 from cryptfs.fs.settle import Settler
 from cryptfs.ids import ClockNs, ObjectKind, RandomBytes
 from cryptfs.remote.base import Remote
+from cryptfs.remote.flow import OnSent, heard_by
 from cryptfs.store.content import Content, SpooledPack
 from cryptfs.store.database import Database
 from cryptfs.store.exchange import checkpoint_batches, commit_batches
@@ -428,12 +429,14 @@ class Publisher:
         total = sum(stored.size for stored in objects)
         before = sum(stored.size for stored in objects if stored.raw in confirmed)
         moved = unsettled = 0
+        under_way: dict[bytes, int] = {}  # objects that are on their way, and how much has gone
         began = trio.current_time()
 
         def tell() -> None:
+            gone = moved + sum(under_way.values())
             seconds = trio.current_time() - began
-            rate = round(moved / seconds) if seconds else 0
-            self.under_way = Upload(epoch, before + moved, total, rate)
+            rate = round(gone / seconds) if seconds else 0
+            self.under_way = Upload(epoch, before + gone, total, rate)
             if on_progress is not None:
                 on_progress(self.under_way)
 
@@ -441,8 +444,15 @@ class Publisher:
 
         async def upload(stored: _Stored) -> None:
             nonlocal moved, unsettled
+
+            def note(so_far: int) -> None:
+                under_way[stored.raw] = min(so_far, stored.size)
+                tell()
+
             async with limit:
-                await self._create(stored)
+                with heard_by(OnSent(note)):
+                    await self._create(stored)
+            under_way.pop(stored.raw, None)
             self._seen.add(stored.raw)
             self._progress.note_confirmed(stored.raw)
             moved += stored.size

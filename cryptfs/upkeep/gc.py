@@ -60,22 +60,23 @@ from cryptfs.store.garbage import (
 )
 from cryptfs.sync.publish import Publisher
 from cryptfs.upkeep.gc_plan import (
-    DAY_NS,
     EVERYTHING,
     GRACE_DAYS,
     IN_THE_BACKGROUND,
     NOTHING,
     Limits,
     LinePlan,
+    Moment,
     Plan,
     Report,
     Sum,
     plan_line,
     plan_packs,
+    read_clock,
 )
 from cryptfs.upkeep.inventory import Checkable
 from cryptfs.upkeep.resealing import Resealing
-from cryptfs.upkeep.retention import EpochTime, Policy, kept_epochs
+from cryptfs.upkeep.retention import DAY_NS, EpochTime, Policy, kept_epochs, lasting_epochs
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ EVERY_NS: Final = DAY_NS
 """By itself a mount cleans up no more often."""
 
 _DONE: Final = "clean-up"
+_CLOCK: Final = "look at the clock"
 
 _COPIED_AT_ONCE: Final = 16
 """Chunks that are in memory while a pack is repacked: 2 MiB."""
@@ -133,24 +135,31 @@ class Collector:
         self.resealing = Resealing(source)
         self._lock = trio.Lock()
         self._whole: set[int] = set()  # checkpoints that this process read and found whole
+        self._now_ns = 0  # what the clean-up under way takes for now
 
     # -- planning ------------------------------------------------------------------------------
 
     async def plan(self, limits: Limits = EVERYTHING) -> Plan:
         """Returns what a clean-up would do now; changes nothing."""
         async with self._lock:
-            plan, _ = await self._plan(limits)
+            plan, _ = await self._plan(limits, self._look_at_clock())
             return plan
 
-    async def _plan(self, limits: Limits) -> tuple[Plan, Usage]:
-        keeping, now_ns = self._keeping(), self._clock_ns()
+    def _look_at_clock(self) -> Moment:
+        moment = read_clock(self._garbage.last_done(_CLOCK), self._clock_ns())
+        self._now_ns = moment.now_ns
+        return moment
+
+    async def _plan(self, limits: Limits, moment: Moment) -> tuple[Plan, Usage]:
+        keeping, now_ns = self._keeping(), self._now_ns
         await self._settler.settle()
         kept = self._kept(keeping, now_ns)
-        usage = await self._read(lambda snapshot: read_usage(snapshot, kept))
-        former = self.resealing.choose(usage, limits.moved_bytes)
+        lasting = self._lasting(keeping, now_ns)
+        usage = await self._read(lambda snapshot: read_usage(snapshot, kept, lasting))
         packs = plan_packs(
-            usage, self._garbage.condemned(), now_ns, keeping.grace_ns, limits, former
-        )
+            usage, self._garbage.condemned(), moment.counted_ns, keeping.grace_ns, limits,
+            former=self.resealing.choose(usage, limits.moved_bytes),
+        )  # fmt: skip
         line, sizes = await self._plan_line(keeping, now_ns)
         dead = self._garbage.dead_objects()
         ready = tuple(one for one in dead if one.epoch <= line.newest_checkpoint)
@@ -190,6 +199,11 @@ class Collector:
         epochs = [epoch for epoch in self._epochs() if epoch.number not in keeping.dropped]
         return kept_epochs(epochs, keeping.policy, keeping.pins, now_ns)
 
+    def _lasting(self, keeping: Keeping, now_ns: int) -> set[int]:
+        """The epochs that are kept still when the grace of what is condemned now is over."""
+        epochs = [epoch for epoch in self._epochs() if epoch.number not in keeping.dropped]
+        return lasting_epochs(epochs, keeping.policy, keeping.pins, now_ns, keeping.grace_days)
+
     async def _read(self, work: Callable[[Database], T]) -> T:
         """Returns what ``work`` finds in the settled state, in a thread: the mount goes on."""
         database, keys = self._source.database, self._source.keys
@@ -207,8 +221,9 @@ class Collector:
 
     def is_due(self) -> bool:
         """Whether a mount should clean up by itself."""
-        if self.resealing.is_due():
-            return True
+        return self.resealing.is_due() or self._is_time()
+
+    def _is_time(self) -> bool:
         last_ns, now_ns = self._garbage.last_done(_DONE), self._clock_ns()
         # A clock that was set back must not put it off for years.
         return last_ns is None or not last_ns <= now_ns < last_ns + EVERY_NS
@@ -222,10 +237,15 @@ class Collector:
         async with self._lock:
             if self._source.progress.publication() is not None:
                 await self._publisher.publish()  # perhaps what an earlier clean-up left
-            plan, usage = await self._plan(limits)
+            if limits is EVERYTHING or self._is_time():
+                self.resealing.try_all_again()
+            moment = self._look_at_clock()
+            plan, usage = await self._plan(limits, moment)
+            self._garbage.put_off(moment.clock_ns - moment.counted_ns)
+            self._garbage.note_done(_CLOCK, moment.clock_ns)
             run = _Run(plan)
             await self._forget(run)
-            self._garbage.note_seen(self._clock_ns())
+            self._garbage.note_seen(moment.clock_ns)
             self._garbage.acquit(plan.packs.acquit)
             if plan.packs.needs_epoch:
                 moves = await self._copy(run, plan.packs.move)
@@ -241,7 +261,7 @@ class Collector:
 
     async def _forget(self, run: _Run) -> None:
         keeping = self._keeping()
-        kept = self._kept(keeping, self._clock_ns())
+        kept = self._kept(keeping, self._now_ns)
         before = len(self._epochs())
         for _ in self._garbage.forget_epochs(kept):
             await trio.lowlevel.checkpoint()
@@ -251,8 +271,8 @@ class Collector:
 
     async def _copy(self, run: _Run, packs: Sequence[int]) -> dict[int, _Copied]:
         """Seals what is alive in the packs once more, into packs that are being filled."""
-        kept = self._kept(self._keeping(), self._clock_ns())
-        live = await self._read(lambda snapshot: read_live_chunks(snapshot, packs, kept))
+        lasting = self._lasting(self._keeping(), self._now_ns)
+        live = await self._read(lambda snapshot: read_live_chunks(snapshot, packs, lasting))
         copied = {}
         for pack, chunks in live.items():
             copied[pack] = await self._copy_pack(pack, chunks)
@@ -328,14 +348,14 @@ class Collector:
 
     async def _delete(self, run: _Run, limits: Limits) -> None:
         """Deletes what the vault on the remote does not need, the newest checkpoint being it."""
-        line, sizes = await self._plan_line(self._keeping(), self._clock_ns())
+        line, sizes = await self._plan_line(self._keeping(), self._now_ns)
         later = [one for one in self._garbage.dead_objects() if one.epoch > line.newest_checkpoint]
         # A checkpoint is worth its upload when it gives back more than it takes.
         newest = line.newest_checkpoint
         cost = sizes.get(checkpoint_name(newest), 0) if newest else 0
         if later and sum(one.size for one in later) >= cost:
             await self._publisher.checkpoint()
-            line, _ = await self._plan_line(self._keeping(), self._clock_ns())
+            line, _ = await self._plan_line(self._keeping(), self._now_ns)
         ready = [one for one in self._garbage.dead_objects() if one.epoch <= line.newest_checkpoint]
         if not (ready or line.commits or line.checkpoints):
             return

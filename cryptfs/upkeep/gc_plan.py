@@ -4,36 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Final
 
-from cryptfs.format.sizes import MAX_OBJECT, padded_size
+from cryptfs.crypto.seal import SALT_SIZE
+from cryptfs.format.sizes import MAX_OBJECT, MIN_OBJECT, padded_size
 from cryptfs.store.garbage import Condemned, DeadObject, PackUse, Usage
-from cryptfs.upkeep.retention import EpochTime
-
-DAY_NS: Final = 86400 * 10**9
+from cryptfs.upkeep.retention import DAY_NS, EpochTime, plausible_times
 
 GRACE_DAYS: Final = 14
-"""So long a device may be behind and still find every object that it knows of."""
+"""So long a device may be behind and still find every object that its files need."""
+
+LONGEST_STEP_NS: Final = 3 * DAY_NS
+"""So much time between two clean-ups is believed. More may be a clock that jumped."""
 
 KEPT_CHECKPOINTS: Final = 2
 """The newest, and the one before in case the newest is damaged, with the commits above it."""
 
 MOST_MOVED_PACKS: Final = 256
 
-WORTH_SHARE: Final = 1 / 16
-WORTH_BYTES: Final = 64 << 20
-"""Packs are repacked when that gives back this share of all packs, or so many bytes: a little
-every day would move the same bytes again and again."""
+HALF: Final = 0.5
+"""Packs of which less than this share will be needed are worth repacking,"""
 
-LEAST_GAIN: Final = 1 / 8
-"""Of what is repacked, at least this share is given back."""
+LEAST_FILL: Final = 0.75
+"""if their copies fill the new packs so far,"""
 
-LOOSE: Final = 1.4
-TIGHT: Final = 1.35
-"""When all packs are ``LOOSE`` times what is needed of them, they are brought down to ``TIGHT``."""
+LEAST_GAIN: Final = 0.25
+"""and of what is repacked this share is given back."""
 
-NEARLY_FULL: Final = 0.75
+MOST_SET_ASIDE: Final = 0.2
+"""What is repacked lies there twice for the grace period. So it goes on only while what nobody
+needs of the packs set aside is less than this share of all packs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,30 @@ class Sum:
 
 
 NOTHING: Final = Sum()
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What a clean-up makes of the clock; all in nanoseconds since 1970."""
+
+    clock_ns: int
+    now_ns: int
+    """For what the policy keeps, and for what is old."""
+    counted_ns: int
+    """For the grace, which passes only in steps that are believed."""
+
+
+def read_clock(last_ns: int | None, clock_ns: int) -> Moment:
+    """Returns what is believed of a clock that showed ``last_ns`` at the last clean-up.
+
+    After a jump ahead it is still the last time, for this once: too much is kept rather than too
+    little. After one back it is that time: what was published later is of the future, and stays.
+    """
+    if last_ns is None:
+        return Moment(clock_ns, clock_ns, clock_ns)
+    step_ns = clock_ns - last_ns
+    now_ns = clock_ns if step_ns <= LONGEST_STEP_NS else last_ns
+    return Moment(clock_ns, now_ns, last_ns + min(max(step_ns, 0), LONGEST_STEP_NS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +115,11 @@ def plan_packs(
     limits: Limits,
     former: Sequence[int] = (),
 ) -> PackPlan:
-    """Returns which packs go, which are repacked, and which wait.
+    """Returns which packs go, which are repacked, and which wait. ``now_ns`` is for the grace.
 
-    ``former`` are packs to be sealed anew, because they are sealed with a former key: they come
-    before those that are repacked for the room that they take.
+    A pack that is needed only by restore points which are soon forgotten is condemned ahead: its
+    grace and theirs run at the same time. ``former`` are packs to be sealed anew, because they are
+    sealed with a former key: they come before those that are repacked for the room they take.
     """
     packs = {pack.id: pack for pack in usage.packs}
     waiting: list[int] = []
@@ -102,18 +127,23 @@ def plan_packs(
     acquit: list[int] = []
     for one in condemned:
         pack = packs.get(one.pack)
-        if pack is None or pack.live:
+        if pack is None or pack.in_files:
             acquit.append(one.pack)
-        elif one.seen_ns is not None and one.seen_ns + grace_ns <= now_ns:
+        elif not pack.live and one.seen_ns is not None and one.seen_ns + grace_ns <= now_ns:
             drop.append(one.pack)
         else:
             waiting.append(one.pack)
     known = {*waiting, *drop}
-    condemn = [pack.id for pack in usage.packs if not pack.live and pack.id not in known]
-    move = [packs[id] for id in former] or _worth_moving(usage.packs, limits.moved_bytes)
 
     def size_of(ids: Iterable[int]) -> int:
         return sum(packs[id].size for id in ids)
+
+    condemn = [pack.id for pack in usage.packs if not pack.lasting and pack.id not in known]
+    set_aside = sum(packs[id].size - packs[id].live for id in known)
+    spare = int(size_of(packs) * MOST_SET_ASIDE) - set_aside
+    move = [packs[id] for id in former]
+    if not move:
+        move = _worth_moving(usage.packs, min(limits.moved_bytes, spare))
 
     return PackPlan(
         condemn=tuple(condemn),
@@ -122,46 +152,53 @@ def plan_packs(
         acquit=tuple(acquit),
         waiting=Sum(len(waiting), size_of(waiting)),
         condemn_bytes=size_of(condemn),
-        move_bytes=sum(pack.live for pack in move),
+        move_bytes=sum(pack.lasting for pack in move),
         moved_size_bytes=sum(pack.size for pack in move),
         drop_bytes=size_of(drop),
     )
 
 
 def _worth_moving(packs: Sequence[PackUse], most_bytes: int) -> list[PackUse]:
-    """Returns packs to be repacked, the emptiest first, so many that most room is given back.
+    """Returns packs to be repacked, so that most room is given back.
 
-    Those less than half alive; and others too while all packs together are much larger than
-    what is needed of them, for many small packs are full of filling.
+    Objects have sizes that are powers of two, so what matters is how well the copies fill one:
+    for each such size the emptiest packs that fit into it are tried.
     """
-    used = [pack for pack in packs if pack.live]
-    whole, live = sum(pack.size for pack in used), sum(pack.live for pack in used)
-    is_loose = whole > LOOSE * live
-    fullest = NEARLY_FULL if is_loose else 0.5
-    best, best_gain = 0, 0
-    moved = before = 0
-    sparse = sorted((pack for pack in used if _share(pack) < fullest), key=_share)
-    for count, pack in enumerate(sparse[:MOST_MOVED_PACKS], 1):
-        moved += pack.live
-        if moved > most_bytes:
+    sparse = sorted((pack for pack in packs if 0 < _share(pack) < HALF), key=_share)
+    best: list[PackUse] = []
+    best_gain = 0
+    target = MIN_OBJECT
+    while target < 2 * most_bytes:
+        chosen, moved = _fitting(sparse, min(target - SALT_SIZE, most_bytes))
+        copies, before = _size_of_packs(moved), sum(pack.size for pack in chosen)
+        gain = before - copies
+        if moved >= LEAST_FILL * copies and gain >= LEAST_GAIN * before and gain > best_gain:
+            best, best_gain = chosen, gain
+        if target > 2 * sum(pack.lasting for pack in sparse):
             break
-        before += pack.size
-        gain = before - _size_of_packs(moved)
-        if gain > best_gain and gain >= before * LEAST_GAIN:
-            best, best_gain = count, gain
-            if is_loose and whole - gain <= TIGHT * live:
-                break
-    return sparse[:best] if best_gain >= min(whole * WORTH_SHARE, WORTH_BYTES) else []
+        target *= 2
+    return best
+
+
+def _fitting(sparse: Sequence[PackUse], room: int) -> tuple[list[PackUse], int]:
+    """Returns as many packs as ``room`` bytes hold the needed parts of, and how many these are."""
+    chosen: list[PackUse] = []
+    moved = 0
+    for pack in sparse:
+        if moved + pack.lasting <= room and len(chosen) < MOST_MOVED_PACKS:
+            chosen.append(pack)
+            moved += pack.lasting
+    return chosen, moved
 
 
 def _share(pack: PackUse) -> float:
-    return pack.live / pack.size
+    return pack.lasting / pack.size
 
 
 def _size_of_packs(sealed_bytes: int) -> int:
     """About how much packs take that hold so many sealed bytes."""
     whole, rest = divmod(sealed_bytes, MAX_OBJECT)
-    return whole * MAX_OBJECT + (padded_size(min(rest + 32, MAX_OBJECT)) if rest else 0)
+    return whole * MAX_OBJECT + (padded_size(min(rest + SALT_SIZE, MAX_OBJECT)) if rest else 0)
 
 
 # -- commits and checkpoints -----------------------------------------------------------------
@@ -193,7 +230,7 @@ def plan_line(
     plan = LinePlan(newest_checkpoint=max(known, default=0), leaning_on=tuple(kept))
     if len(kept) < KEPT_CHECKPOINTS:
         return plan
-    first = min(kept[0], _head_at(epochs, now_ns - grace_ns))
+    first = min(kept[0], _head_at(epochs, now_ns - grace_ns, now_ns))
     return LinePlan(
         commits=tuple(sorted(epoch for epoch in commits if epoch < first)),
         checkpoints=tuple(known[:-KEPT_CHECKPOINTS]),
@@ -202,17 +239,10 @@ def plan_line(
     )
 
 
-def _head_at(epochs: Sequence[EpochTime], time_ns: int) -> int:
-    """Returns an epoch that every device had seen that was up to date at that time; 0: unknown.
-
-    An epoch counts as no older than those before it: one device's clock may run behind.
-    """
-    ordered = sorted(epochs, key=lambda epoch: epoch.number)
-    latest = accumulate((epoch.time_ns for epoch in ordered), max)
-    return max(
-        (epoch.number for epoch, time in zip(ordered, latest, strict=True) if time <= time_ns),
-        default=0,
-    )
+def _head_at(epochs: Sequence[EpochTime], time_ns: int, now_ns: int) -> int:
+    """Returns an epoch that every device had seen that was up to date at that time; 0: unknown."""
+    times = plausible_times(epochs, now_ns)
+    return max((epoch.number for epoch in times if epoch.time_ns <= time_ns), default=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,15 +47,19 @@ class Resealing:
         """Whether there is a pack to be sealed anew now."""
         return not self._is_over and self.left().packs > len(self._unreadable)
 
+    def try_all_again(self) -> None:
+        """What could not be read may have been out of reach, or was brought back."""
+        self._unreadable.clear()
+
     def choose(self, usage: Usage, most_bytes: int) -> list[int]:
         """Returns the packs to be sealed anew by one clean-up: at least one, if there is any."""
         chosen: list[int] = []
         moved = 0
         for pack in usage.packs:
             is_former = pack.key_epoch < self._source.keys.key_epoch
-            if not is_former or not pack.live or pack.id in self._unreadable:
+            if not is_former or not pack.lasting or pack.id in self._unreadable:
                 continue
-            moved += pack.live
+            moved += pack.lasting
             if chosen and (moved > most_bytes or len(chosen) == MOST_MOVED_PACKS):
                 break
             chosen.append(pack.id)
@@ -63,7 +67,7 @@ class Resealing:
 
     def note_unreadable(self, pack: int, chunks: list[int]) -> str:
         """Returns what to tell of a pack in which these chunks cannot be read. One of a former key
-        is left alone until the next start.
+        is left alone for a day.
         """
         name = self._source.content.pack_object_name(pack)
         row = self._source.content.pack_name(pack)

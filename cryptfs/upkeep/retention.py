@@ -14,12 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, tzinfo
+from itertools import accumulate
 from typing import Final
 
 from cryptfs.errors import UsageError
 
 _NS: Final = 10**9
 _HOUR_NS: Final = 3600 * _NS
+DAY_NS: Final = 24 * _HOUR_NS
 
 # 1970-01-03 and 9998-12-31, UTC: each is a date in every zone.
 _FIRST: Final = 2 * 86400
@@ -72,13 +74,14 @@ def kept_epochs(
 
     ``pins`` maps epochs to the names they are kept by. ``zone`` says where days begin; None is
     this machine's local time. The newest epoch always stays: it is what is there now. Epochs
-    from a clock that runs ahead stay until their time has come and gone.
+    from a clock that runs ahead stay until their time has come, and are in nobody's place.
     """
-    newest_first = sorted(epochs, key=lambda epoch: epoch.number, reverse=True)
-    kept = {epoch.number for epoch in newest_first if epoch.number in pins}
-    kept.update(epoch.number for epoch in newest_first[:1])
+    every = list(epochs)
+    newest_first = plausible_times(every, now_ns)[::-1]
+    kept = {epoch.number for epoch in every if epoch.number in pins or epoch.time_ns > now_ns}
+    kept.update(sorted(epoch.number for epoch in every)[-1:])
     if policy.hours is None:
-        return {epoch.number for epoch in newest_first}
+        return {epoch.number for epoch in every}
     begin = now_ns - policy.hours * _HOUR_NS
     kept.update(epoch.number for epoch in newest_first if policy.hours and epoch.time_ns >= begin)
     local = [(epoch.number, local_time(epoch.time_ns, zone)) for epoch in newest_first]
@@ -90,6 +93,36 @@ def kept_epochs(
     ):
         kept.update(_newest_of_each(local, span, count))
     return kept
+
+
+def lasting_epochs(
+    epochs: Iterable[EpochTime],
+    policy: Policy,
+    pins: Mapping[int, str],
+    now_ns: int,
+    ahead_days: int,
+    zone: tzinfo | None = None,
+) -> set[int]:
+    """Returns the epochs, of those given, that will be kept ``ahead_days`` from now if one is
+    published a day until then: a guess, since nobody knows that.
+    """
+    known = list(epochs)
+    newest = max((epoch.number for epoch in known), default=0)
+    coming = [EpochTime(newest + day, now_ns + day * DAY_NS) for day in range(1, ahead_days + 1)]
+    kept = kept_epochs([*known, *coming], policy, pins, now_ns + ahead_days * DAY_NS, zone)
+    return {number for number in kept if number <= newest}
+
+
+def plausible_times(epochs: Iterable[EpochTime], now_ns: int) -> list[EpochTime]:
+    """Returns the epochs that have been, in their order, with times that never go back.
+
+    Those from a clock that runs ahead are left out, for now. An epoch from a clock that is
+    behind counts as no older than those before it.
+    """
+    ordered = sorted(epochs, key=lambda epoch: epoch.number)
+    been = [epoch for epoch in ordered if epoch.time_ns <= now_ns]
+    latest = accumulate((epoch.time_ns for epoch in been), max)
+    return [EpochTime(epoch.number, time) for epoch, time in zip(been, latest, strict=True)]
 
 
 def local_time(time_ns: int, zone: tzinfo | None = None) -> datetime:

@@ -12,7 +12,8 @@ import trio
 from cryptfs.ids import ROOT_INODE
 from cryptfs.remote.folder import FolderRemote
 from cryptfs.unlock import Unlocked
-from cryptfs.upkeep.gc_plan import DAY_NS, GRACE_DAYS
+from cryptfs.upkeep.gc_plan import GRACE_DAYS
+from cryptfs.upkeep.retention import DAY_NS
 from cryptfs.vault import Surroundings, open_vault
 from tests.cli.session import Machine, terminal
 from tests.device import noise, write_file
@@ -68,7 +69,7 @@ def test_a_dry_run_only_tells(grown: Machine) -> None:
     before = packs(grown)
     said = grown.do("gc", "--dry-run", *grown.password, grown.vault)
     assert "Forget 2 restore points that the policy keeps no longer." in said.out
-    assert "Set 1 pack (128.0 KiB) aside for 14 days: nothing needs them." in said.out
+    assert "Set 1 pack (128.0 KiB) aside for 14 days: no file needs them." in said.out
     plan = grown.do("gc", "--dry-run", "--json", *grown.password, grown.vault).json()
     assert (plan["forget_restore_points"], plan["condemn_packs"]) == (2, 1)
     assert (plan["delete_objects"], plan["nothing_to_do"]) == (0, False)
@@ -80,6 +81,10 @@ def test_it_deletes_after_the_grace_period(grown: Machine, monkeypatch: pytest.M
     report = grown.do("gc", "--yes", "--json", *grown.password, grown.vault).json()
     assert (report["condemned_packs"], report["deleted_objects"]) == (1, 0)
     assert packs(grown) >= before
+    for day in range(2, 2 + GRACE_DAYS, 3):
+        monkeypatch.undo()
+        at(monkeypatch, day)
+        grown.do("gc", "--yes", *grown.password, grown.vault)
     monkeypatch.undo()
     at(monkeypatch, 3 + GRACE_DAYS)
     said = grown.do("gc", "--yes", *grown.password, grown.vault)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import click
 import pytest
 
+from cryptfs.cli import display
+from cryptfs.cli import places as places_module
 from cryptfs.cli import status as status_module
 from cryptfs.cli.limits import Limits, Rate
+from cryptfs.remote.stack import Stack
 from tests.cli.session import Machine, terminal
 
 
@@ -114,6 +118,24 @@ def test_a_vault_that_is_away_is_told_in_the_status(machine: Machine) -> None:
     machine.do("umount", machine.mountpoint)
 
 
+def test_a_vault_that_is_away_for_readers_only_is_told_in_the_same_words(machine: Machine) -> None:
+    machine.mount()
+    letter = machine.mountpoint / "letter"
+    letter.write_bytes(os.urandom(5000))
+    machine.do("umount", machine.mountpoint)
+    machine.mount()
+    away = machine.vault.rename(machine.folder / "away")
+    with pytest.raises(OSError, match="Input/output error"):
+        letter.read_bytes()
+    told = status(machine)
+    assert (told["state"], told["unpublished_changes"]) == ("offline", False)
+    assert "is its disk mounted?" in told["problem"]
+    shown = machine.do("status", machine.mountpoint)
+    assert "syncing      offline" in shown.out and "is its disk mounted?" in shown.err
+    away.rename(machine.vault)
+    machine.do("umount", machine.mountpoint)
+
+
 # -- limits ----------------------------------------------------------------------------------
 
 
@@ -148,6 +170,42 @@ def test_limits_at_the_mount_and_later(machine: Machine) -> None:
     machine.do("umount", machine.mountpoint)
     said = machine.do("sync", "--limit-up", "100M", *machine.password, machine.vault)
     assert "as epoch 2" in said.err
+
+
+@pytest.mark.parametrize(
+    ("command", "up"),
+    [
+        (("sync", "--limit-up", "3M"), 3 << 20),
+        (("gc", "--dry-run", "--limit-up", "3M"), 3 << 20),
+        (("check", "--data"), None),
+        (("restore",), None),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_each_command_that_moves_bytes_can_be_limited(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], up: int | None
+) -> None:
+    limits: list[tuple[int | None, int | None]] = []
+
+    class Noted(Stack):
+        async def close(self) -> None:
+            limits.append(self.limits)
+            await super().close()
+
+    monkeypatch.setattr(places_module, "Stack", Noted)
+    destination = [machine.folder / "back"] if command[0] == "restore" else []
+    machine.do(*command, "--limit-down", "2M", *machine.password, machine.vault, *destination)
+    assert limits == [(up, 2 << 20)]
+    said = machine.run(*command, "--limit-down", "fast", *machine.password, machine.vault, "back")
+    assert (said.code, "no rate" in said.err) == (2, True)
+
+
+def test_a_clean_up_of_a_mount_has_the_limits_of_the_mount(machine: Machine) -> None:
+    machine.mount()
+    said = machine.run("gc", "--dry-run", "--limit-up", "2M", machine.mountpoint)
+    assert said.code == 2
+    assert "cryptfs sync --limit-up" in said.err
+    machine.do("umount", machine.mountpoint)
 
 
 # -- watching --------------------------------------------------------------------------------
@@ -217,3 +275,17 @@ UPLOAD = {"sent_bytes": 3 << 20, "total_bytes": 9 << 20}
 def test_how_far_an_upload_is(rate: int, left: int | None, text: str) -> None:
     upload = UPLOAD | {"bytes_per_second": rate, "seconds_left": left}
     assert status_module._state({"uploading": upload, "state": "uploading"}) == text
+
+
+def test_a_bar_shows_what_came_while_nothing_is_done_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    came = 0
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", shown)
+    monkeypatch.setenv("COLUMNS", "150")
+    with display.progress_bar("Restoring", lambda: came) as on_progress:
+        on_progress(0, 1 << 20)
+        came = 5 << 20
+        on_progress(1 << 20, 1 << 20)
+    assert "5.0 MiB downloaded" in shown.getvalue()
+    assert "0 bytes downloaded" not in shown.getvalue()

@@ -16,18 +16,21 @@ import base64
 import copy
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import srp
-from srp._pysrp import get_ng
+from srp import _pysrp  # the engine that keeps every byte of a salt
 
+from tests.doubles.icloud_bridge import Bridge
 from tests.doubles.loopback import Double, Exchange, HangUp, Reply, Request, json_reply
+from tests.doubles.webauthn import KeyCheck
 
 ZONE: Final = "com.apple.CloudDocs"
 CODE: Final = "123456"
-SALT: Final = bytes(range(1, 17))  # srp's client loses a first zero byte
+SALT: Final = bytes(range(1, 17))
 ITERATIONS: Final = 1000
 EMPTY_RECEIPT: Final = {"fileChecksum": "c", "referenceChecksum": "r", "wrappingKey": "w"}
 
@@ -66,9 +69,15 @@ class ICloudDouble(Double):
     apple_id: str = "ann@example.org"
     password: str = "correct horse"
     protocol: str = "s2k"
+    salt: bytes = SALT
+    secrets: list[int] = field(default_factory=list)
+    """Apple's own secret number in the next sign-ins; drawn by chance when there are no more."""
     second_factor: str = "sms"
     """``sms``, ``device`` or ``key``."""
 
+    keys: KeyCheck = field(default_factory=lambda: KeyCheck("apple.com", b"sign this " * 3))
+    bridge: Bridge | None = None
+    """The way to the trusted devices; without it the legacy one is told of."""
     answers_409_to_good_codes: bool = True
     new_terms: bool = False
     locked: bool = False
@@ -184,29 +193,33 @@ class ICloudDouble(Double):
         assert set(body) == {"a", "accountName", "protocols"}
         if self.locked:
             return self._lock_reply()
-        a = base64.b64decode(body["a"])
-        srp.rfc5054_enable()
-        srp.no_username_in_x()
-        self._verifier = srp.Verifier(
-            self.apple_id, SALT, self._password_verifier(), a, hash_alg=srp.SHA256,
-            ng_type=srp.NG_2048,
+        _pysrp.rfc5054_enable()
+        _pysrp.no_username_in_x()
+        secret = self.secrets.pop(0) if self.secrets else int.from_bytes(os.urandom(32))
+        self._verifier = _pysrp.Verifier(
+            self.apple_id, self.salt, self._password_verifier(), base64.b64decode(body["a"]),
+            hash_alg=srp.SHA256, ng_type=srp.NG_2048, bytes_b=secret.to_bytes(256),
         )  # fmt: skip
-        salt, b = self._verifier.get_challenge()
         return json_reply(
             {
-                "iteration": ITERATIONS, "salt": _b64(salt), "protocol": self.protocol,
-                "b": _b64(b), "c": "d-1",
+                "iteration": ITERATIONS, "salt": _b64(self.salt), "protocol": self.protocol,
+                "b": _b64(self._verifier.B.to_bytes(256)), "c": f"d-{self.asked('signin/init')}",
             }
         )  # fmt: skip
 
     def _password_verifier(self) -> bytes:
         digest = hashlib.sha256(self.password.encode())
         secret = digest.hexdigest().encode() if self.protocol == "s2k_fo" else digest.digest()
-        derived = hashlib.pbkdf2_hmac("sha256", secret, SALT, ITERATIONS, 32)
+        derived = hashlib.pbkdf2_hmac("sha256", secret, self.salt, ITERATIONS, 32)
         inner = hashlib.sha256(b":" + derived).digest()
-        x = int.from_bytes(hashlib.sha256(SALT + inner).digest())
-        n, g = get_ng(srp.NG_2048, None, None)
+        x = int.from_bytes(hashlib.sha256(self.salt + inner).digest())
+        n, g = _pysrp.get_ng(srp.NG_2048, None, None)
         return pow(g, x, n).to_bytes(256)
+
+    def _is_proof_of_short_numbers(self) -> bool:
+        """Whether Apple may or may not accept it: nobody knows whether it pads such numbers."""
+        numbers = (self._verifier.A, self._verifier.B, self._verifier.S)
+        return any(number.bit_length() <= 255 * 8 for number in numbers)
 
     def _signin_complete(self, request: Request) -> Reply:
         body = request.json
@@ -218,6 +231,8 @@ class ICloudDouble(Double):
             body["accountName"] != self.apple_id
             or proof is None
             or base64.b64decode(body["m2"]) != proof
+            or body["c"] != f"d-{self.asked('signin/init')}"
+            or self._is_proof_of_short_numbers()
         ):
             errors = [{"code": "-20101", "message": "Your Apple ID or password was incorrect."}]
             return json_reply({"serviceErrors": errors, "hasError": True}, 401)
@@ -241,22 +256,22 @@ class ICloudDouble(Double):
         if "json" in request.headers["accept"]:
             body: dict[str, Any] = {"authType": "hsa2"}
             if self.second_factor == "key":
-                body["fsaChallenge"] = {
-                    "challenge": "YQ",
-                    "keyHandles": ["YQ"],
-                    "rpId": "apple.com",
-                }
+                body["fsaChallenge"] = self.keys.options()
                 body["keyNames"] = ["desk key"]
             return json_reply(body)
         phone: dict[str, Any] = {"id": 1, "nonFTEU": False}
         if self.second_factor == "sms":
             phone["pushMode"] = "sms"
-        numbers = {"phoneNumberVerification": {"trustedPhoneNumber": phone}}
+        numbers: dict[str, Any] = {"phoneNumberVerification": {"trustedPhoneNumber": phone}}
         direct = {
             "authInitialRoute": "auth/verify/device",
             "hasTrustedDevices": self.second_factor == "device",
             "twoSV": {"bridgeInitiateData": numbers},
         }
+        if self.bridge is not None:
+            phone["pushMode"] = "sms"
+            direct |= {"authInitialRoute": "auth/bridge/step", "hasTrustedDevices": True}
+            numbers |= self.bridge.initiate_data()
         arguments = json.dumps({"direct": direct})
         page = f'<script type="application/json" class="boot_args">{arguments}</script>'
         return Reply(200, page.encode(), (("Content-Type", "text/html"),))
@@ -272,6 +287,16 @@ class ICloudDouble(Double):
 
     def _verify_trusteddevice_securitycode(self, request: Request) -> Reply:
         return self._take_code(request)
+
+    def _bridge_step_0(self, request: Request) -> Reply:
+        assert self._proven and self.bridge is not None
+        return self.bridge.step(int(request.endpoint.rpartition("/")[2]), request)
+
+    _bridge_step_2 = _bridge_step_4 = _bridge_step_6 = _bridge_step_0
+
+    def _bridge_code_validate(self, request: Request) -> Reply:
+        assert self.bridge is not None
+        return self.bridge.validate(request)
 
     def _take_code(self, request: Request) -> Reply:
         if request.json["securityCode"]["code"] != CODE:
@@ -356,7 +381,9 @@ class ICloudDouble(Double):
         return json_reply({"status": "success", "message": ""}, 200, (("Set-Cookie", cookie),))
 
     def _verify_security_key(self, request: Request) -> Reply:
-        assert request.json["challenge"] == "YQ"
+        if not self.keys.accepts(request.json):
+            errors = [{"code": "-27001", "message": "The security key was not recognized."}]
+            return json_reply({"serviceErrors": errors, "hasError": True}, 403)
         return json_reply({})
 
     def _logout(self, request: Request) -> Reply:

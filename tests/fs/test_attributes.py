@@ -8,7 +8,8 @@ import stat
 
 import pytest
 
-from cryptfs.fs.filesystem import XATTR_LIST_MAX, XATTR_VALUE_MAX, Change
+from cryptfs.fs.filesystem import Change
+from cryptfs.fs.limits import XATTR_LIST_MAX, XATTR_VALUE_MAX
 from cryptfs.ids import ROOT_INODE
 from tests.device import Device, look, make_file, make_folder, noise, refused, write_file
 

@@ -7,7 +7,8 @@ import stat
 
 import pytest
 
-from cryptfs.fs.filesystem import LINK_MAX, TARGET_MAX, Change
+from cryptfs.fs.filesystem import Change
+from cryptfs.fs.limits import LINK_MAX, TARGET_MAX
 from cryptfs.ids import ROOT_INODE
 from cryptfs.vault import Vault
 from tests.device import Device, find, look, make_file, make_folder, read_file, refused, write_file
@@ -330,7 +331,7 @@ async def test_in_a_setgid_folder_the_group_is_inherited(device: Device, gid: in
 def is_forgotten(vault: Vault, inode: int) -> bool:
     """Whether a removed inode answers, without links, just as long as the kernel knows it."""
     assert vault.fs.getattr(inode).nlink == 0
-    vault.fs.forget([inode])
+    vault.fs.forget([(inode, 1)])
     with refused(errno.ENOENT):
         vault.fs.getattr(inode)
     return True

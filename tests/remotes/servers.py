@@ -11,16 +11,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 from cheroot import wsgi
 from moto.server import ThreadedMotoServer
 from wsgidav.wsgidav_app import WsgiDAVApp
 
-USER: Final = "me"
-PASSWORD: Final = "mill harbour 7"
+from tests.remotes.logins import KEYS, PASSWORD, USER
 
-KEYS: Final = {"AWS_ACCESS_KEY_ID": "KEYOFTHETESTS", "AWS_SECRET_ACCESS_KEY": "its secret"}
+__all__ = ["KEYS", "PASSWORD", "USER", "moto_server", "rclone_server", "wsgidav_server"]
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +15,15 @@ from cryptfs.errors import IntegrityError, ObjectExists, ObjectNotFound
 from cryptfs.remote import folder as folder_module
 from cryptfs.remote.base import MAX_GET, ObjectInfo, Remote
 from cryptfs.remote.counting import CountingRemote
+from cryptfs.remote.flow import PIECE, Listener, heard_by
 from cryptfs.remote.folder import FolderRemote
 from cryptfs.remote.limited import LimitedRemote
 from cryptfs.remote.retrying import RetryingRemote
 from cryptfs.remote.stack import Stack
 from cryptfs.remote.verifying import Verify, VerifyingRemote
 from tests.remotes.faulty import FaultyRemote
-from tests.remotes.memory import MemoryRemote
+from tests.remotes.memory import MemoryRemote, StreamingRemote
+from tests.remotes.shared import Place
 
 pytest_plugins = ["tests.remotes.gdrive_fixtures"]
 
@@ -34,7 +37,10 @@ WRAPPERS: dict[str, Callable[[Remote], Remote]] = {
     "stack": Stack,
 }
 
-KINDS = ["memory", "folder", "folder without links", "folder with claims", *WRAPPERS]
+KINDS = [
+    "memory", "streaming", "shared", "folder", "folder without links", "folder with claims",
+    *WRAPPERS,
+]  # fmt: skip
 SERVED = {
     "s3": "s3",
     "webdav wsgidav": "webdav_wsgidav",
@@ -61,8 +67,10 @@ def remote(
     if kind in SERVED:
         served: Remote = request.getfixturevalue(SERVED[kind])
         return served
-    if kind == "memory":
-        return MemoryRemote()
+    if kind in ("memory", "streaming"):
+        return MemoryRemote() if kind == "memory" else StreamingRemote()
+    if kind == "shared":
+        return Place(late_calls=10).window()
     if kind in WRAPPERS:
         return WRAPPERS[kind](MemoryRemote())
     if kind != "folder":
@@ -77,6 +85,44 @@ async def test_what_was_created_comes_back(remote: Remote) -> None:
     data = os.urandom(8192)
     await remote.create("packs/a", data)
     assert await remote.get("packs/a") == data
+
+
+class Ears(Listener):
+    """Hears what a call moves."""
+
+    def __init__(self) -> None:
+        self.sent_pieces: list[int] = []
+        self.so_far: list[int] = []
+        self.received_bytes = 0
+
+    async def sent(self, new_bytes: int, so_far: int) -> None:
+        self.sent_pieces.append(new_bytes)
+        self.so_far.append(so_far)
+
+    async def received(self, new_bytes: int) -> None:
+        self.received_bytes += new_bytes
+
+
+@pytest.mark.parametrize("size", [8192, 6_000_000], ids=["small", "large"])
+async def test_pieces_are_told_of_as_they_move(remote: Remote, tmp_path: Path, size: int) -> None:
+    source = tmp_path / "spooled"
+    source.write_bytes(os.urandom(size))
+    made, read, part = Ears(), Ears(), Ears()
+    with heard_by(made):
+        await remote.create("packs/a", source)
+    with heard_by(read):
+        await remote.get("packs/a")
+    with heard_by(part):
+        await remote.get("packs/a", 100, 5000)
+    if not remote.capabilities.streams:
+        assert made.sent_pieces == [] and read.received_bytes == 0
+        return
+    around = 2000  # what a form has around the bytes
+    assert size <= sum(made.sent_pieces) <= size + around
+    assert made.so_far == list(itertools.accumulate(made.sent_pieces))
+    assert max(made.sent_pieces) <= 2 * PIECE
+    assert read.received_bytes == size
+    assert part.received_bytes == 5000
 
 
 async def test_a_file_as_the_source_may_be_unlinked_afterwards(

@@ -8,6 +8,7 @@ import stat
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -1223,6 +1224,21 @@ async def test_a_login_that_google_ended_is_asked_for_in_words_and_taken_up_agai
     parts = list(login_parts(login))
     parts[2] = "refresh-2"
     save_login(logins, type(login)(*parts, login.endpoints))
+    assert await gdrive_remote.get("packs/a") == b"x"
+
+
+async def test_a_login_of_somebody_else_does_not_move_a_running_mount_to_their_drive(
+    drive: DriveDouble,
+    gdrive_remote: GoogleDriveRemote,
+    logins: Path,
+) -> None:
+    await gdrive_remote.create("packs/a", b"x")
+    mine = login_for(drive)
+    save_login(logins, replace(mine, account="bob@example.org"))
+    drive.access_tokens.clear()
+    with pytest.raises(LoginNeeded, match=r"of me@.*, and bob@.* is logged in"):
+        await gdrive_remote.create("packs/b", b"x")
+    save_login(logins, mine)
     assert await gdrive_remote.get("packs/a") == b"x"
 
 

@@ -26,6 +26,7 @@ from cryptfs.errors import (
     VaultUnreachable,
 )
 from cryptfs.remote.base import ObjectInfo, Space
+from cryptfs.remote.icloud.account import read_account, write_account
 from cryptfs.remote.icloud.client import Client
 from cryptfs.remote.icloud.remote import ICloudRemote
 from cryptfs.remote.icloud.session import TIMEOUT
@@ -108,7 +109,7 @@ async def test_a_missing_folder_is_unreachable_and_never_empty(
         lambda: remote.delete("packs/a"),
         lambda: remote.space(),
     ):
-        with pytest.raises(VaultUnreachable, match="no folder nowhere"):
+        with pytest.raises(VaultUnreachable, match=f"no folder nowhere .* of {icloud.apple_id}"):
             await call()
     assert icloud.items == {}
     await remote.close()
@@ -839,6 +840,20 @@ async def test_many_that_need_new_tokens_ask_once(
         for offset in range(8):
             nursery.start_soon(icloud_remote.get, "packs/a", offset, 1)
     assert icloud.asked("accountLogin") == before + 1
+
+
+async def test_a_login_of_somebody_else_does_not_move_a_running_mount_to_their_drive(
+    icloud: ICloudDouble, icloud_remote: ICloudRemote, icloud_logins: Path
+) -> None:
+    await icloud_remote.create("packs/a", DATA)
+    account = read_account(icloud_logins)
+    assert account is not None
+    write_account(icloud_logins, replace(account, apple_id="bob@example.org"))
+    for call in VERBS.values():
+        with pytest.raises(LoginNeeded, match=r"of ann@.*, and bob@.* is logged in"):
+            await call(icloud_remote)
+    log_in(icloud, icloud_logins)
+    assert await icloud_remote.get("packs/a") == DATA
 
 
 async def test_no_network_is_unreachable(icloud: ICloudDouble, icloud_logins: Path) -> None:

@@ -394,7 +394,7 @@ async def test_more_than_a_page(s3_server: str, bucket: str) -> None:
         (told(400, "RequestTimeout"), TemporaryFailure, "RequestTimeout"),
         (told(400, "BadDigest"), TemporaryFailure, "BadDigest"),
         (told(429, "TooManyRequests"), TemporaryFailure, "429"),
-        (Answer(423), CryptfsError, "423"),
+        (Answer(423), TemporaryFailure, "423"),
         (told(500, "InternalError"), TemporaryFailure, "500"),
         (Answer(503, b"<html>", {"Content-Type": "text/html"}), TemporaryFailure, "503"),
         (Answer(400, b"{}"), CryptfsError, "refuses a request"),

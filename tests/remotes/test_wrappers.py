@@ -22,13 +22,14 @@ from cryptfs.errors import (
 from cryptfs.remote import retrying as retrying_module
 from cryptfs.remote.base import Capabilities, Remote, Source
 from cryptfs.remote.counting import CountingRemote, Traffic
+from cryptfs.remote.flow import PIECE, OnSent, heard_by
 from cryptfs.remote.folder import FolderRemote
 from cryptfs.remote.limited import LimitedRemote
 from cryptfs.remote.retrying import RetryingRemote
 from cryptfs.remote.stack import Stack, Treatment
 from cryptfs.remote.verifying import Verify, VerifyingRemote
 from tests.remotes.faulty import Call, FaultyRemote, fail_always
-from tests.remotes.memory import MemoryRemote
+from tests.remotes.memory import MemoryRemote, StreamingRemote
 from tests.vectors.seeded import SeededBytes
 
 CALLS: dict[str, Callable[[Remote], Awaitable[object]]] = {
@@ -190,6 +191,56 @@ async def test_bytes_up_and_down_keep_their_pace(clock: MockClock) -> None:
     assert trio.current_time() == pytest.approx(8 + 20 + 0.02)
 
 
+async def test_pieces_of_one_object_keep_their_pace(clock: MockClock) -> None:
+    remote = LimitedRemote(StreamingRemote(), limit_up=40_000, limit_down=PIECE)
+    went: list[tuple[float, int]] = []
+    note = OnSent(lambda so_far: went.append((trio.current_time(), so_far)))
+    with heard_by(note):
+        await remote.create("packs/a", bytes(100_000))
+    # A quarter of a second's worth at once, since four calls share the line.
+    assert went == [(pytest.approx(n * 0.25), (n + 1) * 10_000) for n in range(10)]
+    await remote.get("packs/a")
+    before = trio.current_time()
+    await remote.get("packs/a")
+    assert trio.current_time() - before == pytest.approx(100_000 / PIECE)
+
+
+async def test_calls_that_share_a_line_have_equal_parts_of_it(clock: MockClock) -> None:
+    remote = LimitedRemote(StreamingRemote(), limit_up=40_000)
+    ended: list[float] = []
+
+    async def create(number: int) -> None:
+        await remote.create(f"packs/{number}", bytes(40_000))
+        ended.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        for number in range(4):
+            nursery.start_soon(create, number)
+    assert ended == [pytest.approx(3.75, abs=1)] * 4
+
+
+async def test_a_slow_line_is_never_silent_for_long(clock: MockClock) -> None:
+    remote = LimitedRemote(StreamingRemote(), limit_up=1024)
+    went: list[float] = []
+    with heard_by(OnSent(lambda so_far: went.append(trio.current_time()))):
+        await remote.create("packs/a", bytes(20_480))
+    assert went == [pytest.approx(4 * n) for n in range(5)]
+
+
+async def test_a_limit_that_is_set_during_an_object_holds_for_the_rest_of_it(
+    clock: MockClock,
+) -> None:
+    remote = LimitedRemote(StreamingRemote())
+
+    def note(so_far: int) -> None:
+        if so_far == PIECE:
+            remote.up.bytes_per_second = PIECE
+
+    with heard_by(OnSent(note)):
+        await remote.create("packs/a", bytes(4 * PIECE))
+    assert trio.current_time() == pytest.approx(2.75)
+
+
 async def test_a_pause_is_not_saved_up(clock: MockClock) -> None:
     remote = LimitedRemote(MemoryRemote(), limit_up=1000)
     await trio.sleep(100)
@@ -224,6 +275,19 @@ async def test_a_cancelled_wait_takes_nothing(clock: MockClock) -> None:
 
 
 # -- counting --------------------------------------------------------------------------------
+
+
+async def test_pieces_are_counted_as_they_move(clock: MockClock) -> None:
+    memory = StreamingRemote(capacity_bytes=5 * PIECE)
+    remote = CountingRemote(memory)
+    seen: list[int] = []
+    with heard_by(OnSent(lambda so_far: seen.append(remote.traffic.sent_bytes))):
+        await remote.create("packs/a", bytes(3 * PIECE))
+    assert seen == [PIECE, 2 * PIECE, 3 * PIECE]
+    with pytest.raises(OutOfSpace):
+        await remote.create("packs/b", bytes(4 * PIECE))
+    await remote.get("packs/a", 0, 100)
+    assert remote.traffic == Traffic(3, 7 * PIECE, 100)
 
 
 async def test_calls_and_bytes_are_counted(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A vault in iCloud Drive and in Google Drive, far away and not always well, and killed."""
+"""A vault in a cloud, far away and not always well; and in the doubles of two, killed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cryptfs.upkeep.restore import restore
 from cryptfs.vault import init_vault, open_view
 from scripts.sample_export import write_export
 from tests.device import Device, look
-from tests.sync.clouds import KINDS, Cloud, Luck, cloud, cloud_remote
+from tests.sync.clouds import DOUBLES, KINDS, Cloud, Luck, cloud, cloud_remote
 from tests.sync.dying_publisher import expected
 from tests.sync.export import copy_in, picture
 from tests.vectors.seeded import KEY, KEYS, SeededBytes
@@ -35,8 +35,8 @@ DEATHS = 50
 
 
 @pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest) -> Iterator[Cloud]:
-    with cloud(request.param) as one:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cloud]:
+    with cloud(request.param, tmp_path / "served") as one:
         yield one
 
 
@@ -97,6 +97,7 @@ def test_an_export_goes_up_and_comes_back_identical(
         assert luck.met >= max(1, luck.requests * luck.share / 3), luck
 
 
+@pytest.mark.parametrize("place", DOUBLES, indirect=True)
 def test_after_fifty_deaths_the_vault_is_valid_and_holds_every_byte(
     place: Cloud, tmp_path: Path
 ) -> None:

@@ -275,6 +275,37 @@ async def test_with_the_network_gone_what_is_here_opens_and_the_rest_fails_at_on
         assert await read_file(vault, b"here") == noise(100_000, "here")
 
 
+async def test_an_outage_that_only_readers_met_is_told_and_ends_by_itself(
+    device: Device, tmp_path: Path, clock: MockClock
+) -> None:
+    await publish_files(device, {b"small": noise(1000)})
+    second, remotes = far_from(device, tmp_path / "second")
+    failure, looks = VaultUnreachable("no network"), list[float]()
+
+    def away(call: Call) -> None:
+        if call.verb == "list":
+            looks.append(trio.current_time())
+        raise failure
+
+    async with second.opened() as vault:
+        packs, (remote,) = vault.view.packs, remotes
+        for _ in range(2):
+            assert packs.outage is None
+            remote.fault, began = away, trio.current_time()
+            looks.clear()
+            with refused(errno.EIO):
+                await read(vault, b"small", 0)
+            assert packs.outage is failure
+            await trio.sleep(1000)
+            waited = [look - began for look in looks]
+            assert waited == pytest.approx([30, 90, 210, 450, 750]), "it is looked now and then"
+            assert packs.outage is failure
+            remote.fault = no_fault
+            await trio.sleep(300)
+        assert packs.outage is None
+        assert await read_file(vault, b"small") == noise(1000)
+
+
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
 async def test_a_remote_that_never_answers_holds_nobody_up_for_long(
     device: Device,

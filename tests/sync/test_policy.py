@@ -12,18 +12,21 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cryptfs.errors import (
     CryptfsError,
-    EpochTaken,
     LoginNeeded,
     OutOfSpace,
+    RollbackError,
     TemporaryFailure,
     VaultUnreachable,
 )
 from cryptfs.format import pack as pack_format
+from cryptfs.format.names import commit_name
+from cryptfs.store.database import StateDamaged
 from cryptfs.sync import policy as policy_module
 from cryptfs.sync.policy import PublishPolicy, State
 from cryptfs.sync.publish import UploadPaused
+from cryptfs.sync.watch import Watch
 from cryptfs.vault import Vault
-from tests.device import Device, noise, write_file
+from tests.device import Device, find, noise, write_file
 from tests.remotes.faulty import Call, FaultyRemote, fail_always, no_fault
 
 LONG = 10 * policy_module.LONGEST_RETRY_SECONDS
@@ -181,20 +184,64 @@ async def test_resuming_ends_a_wait(device: Device, clock: MockClock) -> None:
         assert desk.epoch == 2
 
 
+# -- other devices ----------------------------------------------------------------------------
+
+
+async def test_whoever_asks_has_everything_compared(device: Device, clock: MockClock) -> None:
+    async with at_work(device) as desk:
+        followed: list[float] = []
+
+        async def follow() -> None:
+            followed.append(trio.current_time())
+
+        desk.policy._watch = Watch(
+            desk.vault.view.progress, desk.vault.view.remote, follow, seconds=None
+        )
+        await write_file(desk.vault, b"file", b"ours")
+        await trio.sleep(100)
+        assert (desk.epoch, followed) == (2, []), "by itself it only looks"
+        await desk.policy.publish_now()
+        assert followed == [100]
+
+
 async def test_another_device_was_first(device: Device, clock: MockClock) -> None:
     async with at_work(device) as desk:
+        desk.policy._publish_all = desk.vault.follower.publish
         other = device.second(device.folder / "laptop")
-        async with other.opened() as vault:
-            await write_file(vault, b"file", b"theirs")
+        async with other.opened(background=False) as vault:
+            await write_file(vault, b"theirs", b"theirs")
             await vault.publisher.publish()
         await write_file(desk.vault, b"file", b"ours")
         await trio.sleep(100)
-        assert isinstance(desk.policy.problem, EpochTaken)
-        tries = desk.tries
-        await trio.sleep(LONG)
-        assert (desk.tries, desk.policy.state) == (tries, State.REFUSED)
-        desk.policy.pause()
-        assert desk.policy.state is State.REFUSED, "no resuming helps: that is the news"
+        assert (desk.epoch, desk.policy.state, desk.policy.problem) == (3, State.IDLE, None)
+        assert find(desk.vault, b"theirs").size == 6
+
+
+async def test_nothing_is_published_to_a_line_that_was_put_back(
+    device: Device, clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with at_work(device) as desk:
+        progress = desk.vault.view.progress
+        followed = 0
+
+        async def follow() -> None:
+            nonlocal followed
+            followed += 1
+            if not commit.exists():
+                raise RollbackError("the vault went back")
+
+        desk.policy._watch = Watch(progress, desk.vault.view.remote, follow, seconds=None)
+        commit = device.remote_folder / commit_name(1)
+        aside = commit.rename(device.folder / "aside")
+        await write_file(desk.vault, b"file", b"ours")
+        await trio.sleep(1000)
+        assert (desk.epoch, desk.tries, desk.policy.state) == (1, 0, State.REFUSED)
+        assert isinstance(desk.policy.problem, RollbackError)
+        assert followed > 3
+        assert caplog.text.count("the vault went back") == 1, "told once"
+        aside.rename(commit)
+        await trio.sleep(400)
+        assert (desk.epoch, desk.policy.state) == (2, State.IDLE)
 
 
 # -- pausing ---------------------------------------------------------------------------------
@@ -334,3 +381,25 @@ async def test_an_upload_ends_where_it_is_when_the_network_becomes_metered(
         meter.metered = False
         await trio.sleep(200)
         assert (desk.epoch, desk.policy.state) == (2, State.IDLE)
+
+
+async def test_damage_of_the_local_state_is_not_tried_again(
+    device: Device, clock: MockClock
+) -> None:
+    """Only a new start reads the state as a whole: the mount has to end."""
+
+    async def publish(on_progress: object) -> int:
+        raise StateDamaged("a page does not open")
+
+    async with device.opened() as vault:
+        await write_file(vault, b"f", b"x")
+        policy = PublishPolicy(
+            vault.view.database,
+            vault.view.progress,
+            vault.publisher,
+            dirty_bytes=lambda: vault.dirty.size_bytes,
+            spooled_bytes=vault.view.content.spooled_bytes,
+            publish=publish,
+        )
+        with trio.fail_after(LONG), pytest.raises(StateDamaged, match="does not open"):
+            await policy.run()

@@ -19,12 +19,14 @@ from cryptfs.format.names import commit_name
 from cryptfs.fs.filesystem import Change
 from cryptfs.ids import CHUNK_SIZE, ROOT_INODE
 from cryptfs.remote.base import Remote, Source
+from cryptfs.remote.flow import PIECE
+from cryptfs.remote.limited import LimitedRemote
 from cryptfs.store import exchange
 from cryptfs.sync import policy as policy_module
 from cryptfs.sync import publish as publish_module
 from cryptfs.sync.policy import PublishPolicy
 from cryptfs.sync.publish import Upload
-from cryptfs.vault import Vault
+from cryptfs.vault import Vault, init_vault
 from tests.device import (
     Camera,
     Device,
@@ -39,7 +41,8 @@ from tests.device import (
     write_file,
 )
 from tests.remotes.faulty import Call, FaultyRemote
-from tests.vectors.seeded import KEYS
+from tests.remotes.memory import StreamingRemote
+from tests.vectors.seeded import KEY, KEYS
 
 
 async def change(vault: Vault, number: int) -> None:
@@ -378,6 +381,23 @@ async def test_whoever_watches_hears_of_every_byte(device: Device, many_objects:
         )
         assert {upload.epoch for upload in heard} == {2}
         assert vault.publisher.under_way is None
+
+
+async def test_whoever_watches_sees_an_object_go_piece_by_piece(
+    device: Device, clock: MockClock
+) -> None:
+    memory = StreamingRemote()
+    desk = Device(device.folder / "far", around_remote=lambda _: LimitedRemote(memory))
+    desk.folder.mkdir()
+    await init_vault(desk.remote(), desk.surroundings(), KEY, None)
+    async with desk.opened(background=False) as vault:
+        await write_file(vault, b"film", noise(4 << 20, "film"))
+        heard: list[Upload] = []
+        await vault.publisher.publish(heard.append)
+    sizes = [len(data) for name, data in memory.objects.items() if name.startswith("packs/")]
+    (total,) = {upload.total_bytes for upload in heard}
+    assert len(sizes) == 1 and sizes[0] == total
+    assert [upload.sent_bytes for upload in heard[:-1]] == list(range(0, total + 1, PIECE))
 
 
 async def test_publishing_twice_at_once_is_publishing_once(device: Device, tmp_path: Path) -> None:

@@ -8,13 +8,21 @@ import pytest
 
 from cryptfs.errors import VaultUnreachable
 from cryptfs.remote.base import Remote
+from cryptfs.upkeep import gc_plan
 from cryptfs.upkeep.gc_plan import GRACE_DAYS
+from cryptfs.upkeep.retention import DAY_NS
 from tests.device import Camera, Device, Seen, look, noise, write_file
 from tests.remotes.faulty import FaultyRemote, fail_once
 from tests.upkeep.test_gc import collect, findings, keep, later, remove
 
 ROUNDS = 3
 """Condemn and repack; drop and delete; nothing more to do."""
+
+
+@pytest.fixture(autouse=True)
+def quick_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grace passes in one step: what is tried here has to do with no clock."""
+    monkeypatch.setattr(gc_plan, "LONGEST_STEP_NS", 30 * DAY_NS)
 
 
 async def messy(device: Device) -> dict[bytes, Seen]:

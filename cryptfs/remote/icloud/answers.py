@@ -33,6 +33,8 @@ from pyicloud.exceptions import (  # type: ignore[import-untyped]
     PyiCloudFailedLoginException,
     PyiCloudPCSTimeoutException,
     PyiCloudServiceNotActivatedException,
+    PyiCloudTrustedDevicePromptException,
+    PyiCloudTrustedDeviceVerificationException,
 )
 
 from cryptfs.errors import (
@@ -155,6 +157,14 @@ def _meaning(error: BaseException) -> CryptfsError | None:
         return LoginNeeded(ENDED)
     if isinstance(error, PyiCloudServiceNotActivatedException):
         return LoginNeeded(NOT_ACTIVATED)
+    if isinstance(
+        error,
+        PyiCloudTrustedDevicePromptException | PyiCloudTrustedDeviceVerificationException,
+    ):
+        return TemporaryFailure(
+            'Apple did not take the code from your devices; log in again, and type "sms" instead '
+            "of the code to get one by message"
+        )
     if isinstance(error, PyiCloudConnectionException):
         return _no_answer(error.__cause__)
     if isinstance(error, PyiCloudAPIResponseException):

@@ -51,6 +51,13 @@ class Client:
         self._service: ICloudService | None = None
         self._drive: Drive | None = None
         self._refused: tuple[str, float] | None = None
+        self._first_apple_id: str | None = None
+        """Whose Drive the vault was found in. Another's may have a folder of the same name."""
+
+    @property
+    def apple_id(self) -> str | None:
+        """Who is logged in, as far as it was needed yet."""
+        return None if self._account is None else self._account.apple_id
 
     def run(self, work: Callable[[Drive], T]) -> T:
         """Returns what ``work`` returns; its failures are the contract's."""
@@ -75,9 +82,19 @@ class Client:
                 self._account = account
             if account is None:
                 raise LoginNeeded(f"nobody is logged in to iCloud here; {LOGIN}")
+            self._require_first(account)
             if self._drive is None:
                 self._drive = self._connect(account, renew=False)
+                self._first_apple_id = account.apple_id
             return self._drive
+
+    def _require_first(self, account: Account) -> None:
+        first = self._first_apple_id
+        if first is not None and first.lower() != account.apple_id.lower():
+            raise LoginNeeded(
+                f"the vault is in the iCloud Drive of {first}, and {account.apple_id} is logged in "
+                f"now; log in as {first} again: cryptfs login icloud"
+            )
 
     def _renewed(self, old: Drive) -> Drive:
         with self._lock:

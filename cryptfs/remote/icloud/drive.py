@@ -37,6 +37,7 @@ from pyicloud.exceptions import (  # type: ignore[import-untyped]
 )
 
 from cryptfs.errors import CryptfsError, IntegrityError, ObjectExists
+from cryptfs.remote import flow
 from cryptfs.remote.base import Source, Space
 from cryptfs.remote.icloud.answers import check_status, failure, json_of, unexpected
 from cryptfs.remote.icloud.session import ICloudService
@@ -49,8 +50,6 @@ _TEXT: Final = {"Content-Type": "plain/text"}
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308, 330})
 _MOST_REDIRECTS: Final = 5
-
-_BLOCK: Final = 256 * 1024
 
 Check = Callable[[], None]
 """Raises when nobody wants the result any more."""
@@ -358,10 +357,11 @@ def _uploaded(response: requests.Response, folder: Node, name: str, size: int) -
 def _read(response: requests.Response, skip: int, length: int, *, may_go_on: bool) -> bytes:
     """Returns ``length`` bytes after ``skip`` others, or fewer where there are no more."""
     data = bytearray()
-    for block in response.iter_content(_BLOCK):
+    for block in response.iter_content(flow.PIECE):
         data += block
         if len(data) > skip + length and not may_go_on:
             raise IntegrityError(f"iCloud sends more than the {length} bytes that were asked for")
+        flow.received_in_thread(len(block))
         if len(data) >= skip + length and may_go_on:
             break
     return bytes(data[skip : skip + length])
@@ -443,18 +443,23 @@ class _Form:
             io.BytesIO(head.encode()), file, io.BytesIO(end.encode()),
         ]  # fmt: skip
         self._length = len(head.encode()) + size + len(end)
+        self._gone = self._told = 0
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[bytes]:
-        while piece := self.read(_BLOCK):
+        while piece := self.read(flow.PIECE):
             yield piece
 
     def read(self, size: int = -1) -> bytes:
         self._check()
         while self._parts:
             if piece := self._parts[0].read(size):
+                self._gone += len(piece)
+                if self._gone - self._told >= flow.piece_bytes() or self._gone == self._length:
+                    flow.sent_in_thread(self._gone - self._told, self._gone)
+                    self._told = self._gone
                 return piece
             del self._parts[0]
         return b""

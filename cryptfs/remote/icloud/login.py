@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -23,8 +23,12 @@ from typing import Final
 import keyring
 import keyring.errors
 import requests
+from fido2.client import ClientError
+from fido2.hid import ConnectionFailure, CtapHidDevice
 from pyicloud.exceptions import (  # type: ignore[import-untyped]
     PyiCloudAcceptTermsException,
+    PyiCloudAPIResponseException,
+    PyiCloudConnectionException,
     PyiCloudException,
     PyiCloudFailedLoginException,
     PyiCloudNoTrustedNumberAvailable,
@@ -72,13 +76,18 @@ class ICloudLogin:
         again: bool = False,
         adapter: HTTPAdapter | None = None,
         random_bytes: RandomBytes = os.urandom,
+        security_keys: Callable[[], Iterable[CtapHidDevice]] = CtapHidDevice.list_devices,
     ) -> None:
-        """``again`` takes nothing from an earlier login, so that trust begins anew."""
+        """``again`` takes nothing from an earlier login, so that trust begins anew.
+
+        ``security_keys`` are those that are plugged in now.
+        """
         self._logins = logins
         self._apple_id = apple_id
         self._china = china
         self._adapter = adapter
         self._random_bytes = random_bytes
+        self._security_keys = security_keys
         before = None if again else read_account(logins)
         self._before = (
             session_folder(logins, before)
@@ -105,7 +114,7 @@ class ICloudLogin:
 
         Not to be repeated in a loop: two failures have locked accounts.
         """
-        self._service.session.close()
+        self._service.close()
         self._service = self._client(password)
         return self._do(lambda: self._service.authenticate(force_refresh=True))
 
@@ -126,20 +135,52 @@ class ICloudLogin:
             raise from_exception(error) from error
 
     def submit_code(self, code: str) -> Step:
-        """Gives Apple the code. Raises WrongSecret when it is not the right one."""
+        """Gives Apple the code. Raises WrongSecret when it is not the right one.
+
+        The devices then show a new one, where they are asked by Apple's push service.
+        """
         digits = "".join(code.split())
         if not digits.isdecimal() or not digits.isascii():
             raise WrongSecret("the code is made of digits only")
 
         def submit() -> None:
-            if not self._service.validate_2fa_code(digits) and self._service.requires_2fa:
-                raise WrongSecret("Apple does not accept this code")
+            if self._service.validate_2fa_code(digits) or not self._service.requires_2fa:
+                return
+            if self._service.prompt_again():
+                raise WrongSecret("Apple does not accept this code; your devices show a new one")
+            raise WrongSecret("Apple does not accept this code")
 
         return self._do(submit)
 
     def touch_key(self) -> Step:
-        """Waits for a touch of the security key that is plugged in."""
-        return self._do(self._service.confirm_security_key)
+        """Waits for a touch of the security key that is plugged in.
+
+        Raises WrongSecret when it is none of the Apple ID's; CryptfsError when there is none, or
+        several, or when nobody touches it.
+        """
+        return self._do(self._confirm_with_key)
+
+    def _confirm_with_key(self) -> None:
+        keys: list[CtapHidDevice] = []
+        try:
+            keys += self._security_keys()
+            if not keys:
+                raise CryptfsError(
+                    "no security key is there; plug it in. If it is: only root may use it, until "
+                    "the udev rules for FIDO keys are installed (package libfido2 or libu2f-udev)"
+                )
+            if len(keys) > 1:
+                raise CryptfsError("several security keys are plugged in; leave one, and try again")
+            self._service.confirm_security_key(keys[0])
+        except (OSError, ConnectionFailure) as error:
+            raise CryptfsError(f"the security key cannot be used: {error}") from error
+        except PyiCloudConnectionException:
+            raise  # Apple never saw the key's answer
+        except PyiCloudAPIResponseException as error:
+            raise WrongSecret("Apple does not accept the answer of this security key") from error
+        finally:
+            for key in keys:
+                key.close()
 
     def accept_terms(self) -> Step:
         """Accepts Apple's terms: a person must have said so."""
@@ -166,7 +207,7 @@ class ICloudLogin:
 
     def close(self) -> None:
         """Gives back the connections."""
-        self._service.session.close()
+        self._service.close()
 
     def _client(self, password: str | None) -> ICloudService:
         return ICloudService(
@@ -177,6 +218,7 @@ class ICloudLogin:
             password=password,
             is_attended=True,
             adapter=self._adapter,
+            random_bytes=self._random_bytes,
         )
 
     def _do(self, work: Callable[[], object]) -> Step:
@@ -186,9 +228,10 @@ class ICloudLogin:
         except PyiCloudAcceptTermsException:
             return Step.TERMS
         except PyiCloudSecurityKeyException as error:
+            if getattr(error.__cause__, "code", None) == ClientError.ERR.DEVICE_INELIGIBLE:
+                raise WrongSecret("this security key is none of this Apple ID's") from error
             raise CryptfsError(
-                "no security key confirmed the login; plug it in, touch it when it blinks, and "
-                "try again"
+                "the security key did not confirm the login; touch it when it blinks, and try again"
             ) from error
         except (PyiCloudException, requests.RequestException) as error:
             raise self._meaning(error) from error

@@ -118,7 +118,7 @@ class ICloudRemote(Remote):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(atomic_create=True, ranges=True, checksum=None)
+        return Capabilities(atomic_create=True, ranges=True, checksum=None, streams=True)
 
     async def prepare(self) -> None:
         for depth in range(1, len(self._folder) + 1):
@@ -258,8 +258,8 @@ class ICloudRemote(Remote):
     async def _vault(self) -> None:
         if not await self._find(self._folder):
             raise VaultUnreachable(
-                f"there is no folder {'/'.join(self._folder)} in iCloud Drive; is it the right "
-                "Apple ID, and the right folder?"
+                f"there is no folder {'/'.join(self._folder)} in the iCloud Drive of "
+                f"{self._client.apple_id}; is it the right Apple ID, and the right folder?"
             )
 
     async def _find(self, parts: Parts) -> tuple[Node, ...]:

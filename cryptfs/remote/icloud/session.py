@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.cookiejar import Cookie
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +34,8 @@ from pyicloud.session import (  # type: ignore[import-untyped]
 from requests import PreparedRequest, Response
 from requests.adapters import HTTPAdapter
 
+from cryptfs.ids import RandomBytes
+from cryptfs.remote.icloud.sign_in import SigningService
 from cryptfs.remote.private_file import write_private
 
 PARALLEL: Final = 8
@@ -128,7 +132,7 @@ class KeptSession(PyiCloudSession):  # type: ignore[misc]
             self._saved[path.name] = data
 
 
-class ICloudService(PyiCloudService):  # type: ignore[misc]
+class ICloudService(SigningService):
     """The client of one Apple ID. Making it asks nothing of Apple and of the keyring.
 
     With ``password`` it may sign in (only the login command has one). Without, it lives from
@@ -149,11 +153,13 @@ class ICloudService(PyiCloudService):  # type: ignore[misc]
         password: str | None = None,
         is_attended: bool = False,
         adapter: HTTPAdapter | None = None,
+        random_bytes: RandomBytes = os.urandom,
     ) -> None:
         # Their debug lines hold links that open files, and the codes of the second factor.
         logging.getLogger("pyicloud").setLevel(logging.CRITICAL)
         logging.getLogger("urllib3").setLevel(logging.ERROR)
         self._is_attended = is_attended
+        self.random_bytes = random_bytes
         super().__init__(
             apple_id,
             password,
@@ -180,6 +186,24 @@ class ICloudService(PyiCloudService):  # type: ignore[misc]
     def set_accept_terms(self) -> None:
         """Lets the next sign-in accept Apple's terms, because a person said so."""
         self._accept_terms = True
+
+    def prompt_again(self) -> bool:
+        """Has the trusted devices show a new code, if it was the push service that asked them.
+
+        Each code is good for one try there; pyicloud would give the next one to another service.
+        """
+        if self.two_factor_delivery_method != "trusted_device":
+            return False
+        if not self._supports_trusted_device_bridge():
+            return False
+        with suppress(PyiCloudAPIResponseException):  # then there is still the message
+            self.request_2fa_code()
+        return self._trusted_device_bridge_state is not None
+
+    def close(self) -> None:
+        """Gives back all connections."""
+        self._clear_trusted_device_bridge_state()
+        self._session.close()
 
     def send_sms(self) -> None:
         """Has Apple send the code to the trusted phone number instead of the devices."""

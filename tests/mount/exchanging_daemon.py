@@ -1,0 +1,43 @@
+"""The daemon of a mount beneath which a test exchanges files, as following other devices does.
+
+    python -m tests.mount.exchanging_daemon
+
+``{"do": "exchange", "what": "replace", "folder": …, "name": …, "size": …}`` on the control socket
+brings the bytes ``content_of(name, size)``. ``"tells": false`` leaves the kernel without the news.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import trio
+
+from cryptfs import daemon
+from cryptfs.control import Message, send_message
+from tests.device import find
+from tests.fs import exchanging
+from tests.mount.mounting import content_of
+
+
+class ExchangingMount(daemon.Mount):
+    async def _do(self, request: Message, stream: trio.SocketStream) -> None:
+        if request.get("do") != "exchange":
+            await super()._do(request, stream)
+            return
+        vault, name = self._vault, request["name"].encode()
+        parent = find(vault, request["folder"].encode()).id
+        if request["what"] == "delete":
+            await vault.settler.settle_all(lambda: None)
+            touched = exchanging.delete(vault, name, parent)
+        else:
+            brought = await exchanging.bring(vault, content_of(request["name"], request["size"]))
+            exchange = exchanging.replace if request["what"] == "replace" else exchanging.make
+            touched = exchange(vault, name, brought, parent)
+        if request.get("tells", True):
+            await self._kernel.forget(touched)
+        await send_message(stream, {"done": True, "numbers": bool(vault.fs.nodes)})
+
+
+if __name__ == "__main__":
+    daemon.Mount = ExchangingMount  # type: ignore[misc]
+    sys.exit(daemon.main())
