@@ -36,10 +36,10 @@ async def why_closed(remote: Remote, keys: VaultKeys, error: IntegrityError) -> 
                 claims = parse_header(await remote.get(header_name(name.number))).claims
                 if claims.key_epoch > keys.key_epoch and claims.vault_id != keys.vault_id:
                     return KeyChanged(
-                        "the key of this vault was changed: open it with the new password or the "
-                        "new 64 digits. What is on this device stays as it is, and unpublished "
-                        "changes are kept. (If nobody changed the key, the vault was tampered "
-                        f"with: {error})"
+                        "the key of this vault was changed: open it again, with the new password "
+                        "or the new 64 digits. What is on this device stays as it is, and "
+                        "unpublished changes are kept. (If nobody changed the key, the vault was "
+                        f"tampered with: {error})"
                     )
     return error
 

@@ -63,7 +63,7 @@ async def test_the_former_secrets_open_nothing_any_more(tmp_path: Path, secret: 
         await desk.unlock(secret)
     laptop = desk.second(tmp_path / "laptop")
     await laptop.unlock(secret)  # the header of before is still there
-    with pytest.raises(KeyChanged, match="open it with the new password"):
+    with pytest.raises(KeyChanged, match="open it again, with the new password"):
         await laptop.open()
 
 
@@ -155,7 +155,7 @@ async def test_a_device_that_is_at_work_is_told_and_loses_nothing(tmp_path: Path
     async with laptop.opened(background=False) as vault:
         await change_key(desk)
         await write_file(vault, b"mine", b"written while the key was changed")
-        with pytest.raises(KeyChanged, match="open it with the new password"):
+        with pytest.raises(KeyChanged, match="open it again, with the new password"):
             await vault.follower.publish()
         assert await read_file(vault, b"mine") == b"written while the key was changed"
         await write_file(vault, b"mine too", b"and later")
