@@ -285,6 +285,8 @@ class Mount:
         upload is, ours or not.
         """
 
+        known = len(self._vault.private_notices)
+
         async def tell() -> None:
             told: Upload | None = None
             while True:
@@ -304,7 +306,8 @@ class Mount:
             elif self._at is None:
                 await self._watch.follow()
             nursery.cancel_scope.cancel()
-        await send_message(stream, self.status() | {"done": True})
+        notices = self._vault.private_notices[known:]
+        await send_message(stream, self.status() | {"notices": notices, "done": True})
 
     async def _clean_up(self, request: Message, stream: trio.SocketStream) -> None:
         """Cleans up, or says what that would do."""
@@ -370,7 +373,7 @@ class Mount:
         url, folder = shlex.quote(self._request.url), shlex.quote(self._request.mountpoint)
         return (
             f"{problem}. The mount goes on with what it has, and publishes nothing; to give that "
-            f"up for what the vault holds now: cryptfs umount {folder} && cryptfs mount "
+            f"up for what the vault holds now: cryptfs umount --now {folder} && cryptfs mount "
             f"--accept-rollback {url} {folder}"
         )
 

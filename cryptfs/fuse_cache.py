@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_MOST_WAITING: Final = 1000
+
 AT_ONCE: Final = 500
 """Told in one go, some milliseconds of it on the event loop; then everybody else has a turn."""
 
@@ -50,8 +52,9 @@ class KernelCache:
         self._lock = trio.Lock()
         self._is_closed = False
         self._is_refusal_told = False
-        self._send, self._copies = trio.open_memory_channel[tuple[int, bytes]](1000)
+        self._send, self._later = trio.open_memory_channel[Touched](_MOST_WAITING)
         fs.exchange.on_named = self._note_copy
+        fs.exchange.on_renewed = self._note_renewed
 
     async def forget(self, touched: Touched) -> None:
         """Returns when the kernel knows nothing any more of what was touched."""
@@ -65,10 +68,9 @@ class KernelCache:
                     self._nodes.unknown(number)
 
     async def run(self) -> None:
-        """Tells the kernel of conflict copies that appear while the mount is used."""
-        async for parent, name in self._copies:
-            entries = frozenset([(parent, name)])
-            await self.forget(Touched(entries, frozenset([parent]), frozenset()))
+        """Tells the kernel what comes of an exchange later, while the mount is used."""
+        async for touched in self._later:
+            await self.forget(touched)
 
     async def close(self) -> None:
         """Returns when no thread tells the kernel anything, and none will."""
@@ -76,10 +78,16 @@ class KernelCache:
             self._is_closed = True
 
     def _note_copy(self, parent: int, name: bytes) -> None:
+        self._note(Touched(frozenset([(parent, name)]), frozenset([parent])))
+
+    def _note_renewed(self, row: int) -> None:
+        self._note(Touched(attributes=frozenset([row])))
+
+    def _note(self, touched: Touched) -> None:
         try:
-            self._send.send_nowait((parent, name))
+            self._send.send_nowait(touched)
         except trio.WouldBlock:
-            log.warning("the kernel does not answer: conflict copies are there, and do not show")
+            log.warning("the kernel does not answer: what changed is there, and does not show")
 
     async def _forget_inodes(self, inodes: list[int]) -> None:
         """Forgets changed inodes: files by their names, all others by their attributes."""

@@ -9,6 +9,7 @@ import os
 import pyfuse3
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from cryptfs.fuse_cache import KernelCache
 from cryptfs.ids import ROOT_INODE
@@ -98,9 +99,16 @@ async def test_an_open_file_of_which_the_attributes_changed(device: Device, kern
         file = await create(handlers, b"file", b"old")
         info = await handlers.open(file, os.O_RDWR, WHO)
         vault.fs.exchange.finish([file])
-        await cache_of(vault).forget(touched(file))
+        cache = cache_of(vault)
+        await cache.forget(touched(file))
         assert kernel.told == [("entry", ROOT_INODE, b"file"), ("attributes", file)]
-        await handlers.release(info.fh)
+        kernel.told.clear()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cache.run)
+            await handlers.release(info.fh)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert kernel.told == [("entry", ROOT_INODE, b"file"), ("all", file)]
 
 
 async def test_a_copy_that_gets_its_name_later(device: Device, kernel: Kernel) -> None:
@@ -112,7 +120,7 @@ async def test_a_copy_that_gets_its_name_later(device: Device, kernel: Kernel) -
         info = await handlers.open(file, os.O_RDWR, WHO)
         exchanging.replace(vault, b"file", await exchanging.bring(vault, b"new"))
         await handlers.write(info.fh, 0, b"ours")
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         entry, attributes = kernel.told
         assert entry[:2] == ("entry", ROOT_INODE)
         assert attributes == ("attributes", ROOT_INODE)

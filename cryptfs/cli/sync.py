@@ -94,13 +94,18 @@ def flush_kernel(mountpoint: str) -> None:
 
 
 def publish_mounted(mounted: Mounted) -> Message:
-    """Publishes through the process that serves the mount; returns its status after it."""
+    """Publishes through the process that serves the mount; returns its status after it. Warns of
+    what was changed on two devices.
+    """
     answer: Message = {}
     with progress_bar("Publishing") as on_progress:
         for answer in ask(mounted.state.control, {"do": "publish"}):
             if "total_bytes" in answer:
                 on_progress(answer["sent_bytes"], answer["total_bytes"])
-    return raise_error(answer)
+    status = raise_error(answer)
+    for notice in status.pop("notices", []):
+        warn(str(notice))
+    return status
 
 
 async def _publish_unmounted(place: str, secret: SecretSource, limits: Limits) -> int:

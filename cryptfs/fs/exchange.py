@@ -49,6 +49,8 @@ class Exchange:
         self.nodes = Nodes()
         self.on_named: Callable[[int, bytes], None] = lambda parent, name: None
         """Called when a folder got the name of a conflict copy, of which the kernel has to hear."""
+        self.on_renewed: Callable[[int], None] = lambda row: None
+        """Called when a file that was just closed is new to the kernel, which has to look again."""
         self._tree = tree
         self._gate = gate
         self._open_counts = open_counts
@@ -56,6 +58,7 @@ class Exchange:
         self._clock_ns = clock_ns
         self._device_name = device_name
         self._places: dict[int, _Place] = {}
+        self._outdated: set[int] = set()  # open, and the kernel has other times of them
 
     def __contains__(self, row: int) -> bool:
         """Whether the row has no name because of an exchange, so that writing to it names it."""
@@ -100,9 +103,19 @@ class Exchange:
         self._gate.overtake()
         for row in changed:
             inode = self._tree.inode(row)
-            if inode is None or not stat.S_ISREG(inode.mode) or row in self._open_counts:
+            if inode is None or not stat.S_ISREG(inode.mode):
                 continue
+            if row in self._open_counts:
+                self._outdated.add(row)
+            else:
+                self.nodes.renew(row)
+
+    def closed(self, row: int) -> None:
+        """Nobody has the row open any more."""
+        if row in self._outdated:
+            self._outdated.discard(row)
             self.nodes.renew(row)
+            self.on_renewed(row)
 
     # -- afterwards ------------------------------------------------------------------------
 

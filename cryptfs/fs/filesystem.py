@@ -438,6 +438,7 @@ class Filesystem:
         if id not in self._orphans:
             del self._open_counts[id]
             self.files.closed(id)
+            self.exchange.closed(id)
             return
         await self._gate.passage()
         # Somebody may have opened it, or named it again, while we waited at the gate.
@@ -445,6 +446,7 @@ class Filesystem:
         if self._open_counts[id]:
             return
         del self._open_counts[id]
+        self.exchange.closed(id)
         if id in self._orphans:
             inode = self._existing(id)
             self._forget_orphan(id)

@@ -21,6 +21,10 @@ PARALLEL_OTHERS: Final = 8
 
 LEAST_PIECE: Final = 4096
 
+SMALL_READ: Final = 1 << 20
+"""A part up to this size comes at once, when it is its turn: a program waits for it, and gives up
+where it comes drop by drop."""
+
 NOTHING: Final = 1e-6
 
 
@@ -99,6 +103,16 @@ class _Pieces(Listener):
         await self._down.take(new_bytes)
 
 
+class _Charged(Listener):
+    """Lets what comes pass, and the next one wait for it."""
+
+    def __init__(self, down: Pace) -> None:
+        self._down = down
+
+    async def received(self, new_bytes: int) -> None:
+        self._down.charge(new_bytes)
+
+
 class LimitedRemote(Wrapper):
     """``up`` and ``down`` are the paces of what is created and of what is read."""
 
@@ -115,6 +129,7 @@ class LimitedRemote(Wrapper):
         self.up = Pace(limit_up)
         self.down = Pace(limit_down)
         self._pieces = _Pieces(self.up, self.down)
+        self._charged = _Charged(self.down)
         self._creates = trio.CapacityLimiter(parallel_creates)
         self._others = trio.CapacityLimiter(parallel_others)
 
@@ -128,7 +143,10 @@ class LimitedRemote(Wrapper):
     async def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
         async with self._others:
             if self.capabilities.streams:
-                with heard_by(self._pieces):
+                is_small = length is not None and length <= SMALL_READ
+                if is_small:
+                    await self.down.take(0)
+                with heard_by(self._charged if is_small else self._pieces):
                     return await self.inner.get(name, offset, length)
             await self.down.take(length or 0)
             data = await self.inner.get(name, offset, length)

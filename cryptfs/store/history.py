@@ -86,7 +86,7 @@ class PastTree:
     def totals(self) -> tuple[int, int]:
         """Returns (inodes, bytes of all files). Reads all versions."""
         row = self._execute(
-            "SELECT count(*), coalesce(sum(size), 0) FROM ("
+            "SELECT count(*), CAST(total(size) AS INTEGER) FROM ("
             "SELECT size, nlink FROM inode WHERE +since <= ?1 UNION ALL SELECT size, nlink "
             "FROM inode_past WHERE +since <= ?1 AND +until > ?1) WHERE nlink > 0",
             (self.epoch,),

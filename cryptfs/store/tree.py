@@ -222,7 +222,7 @@ class Tree:
     def totals(self) -> tuple[int, int]:
         """Returns (inodes, bytes of all files)."""
         row = self._execute(
-            "SELECT count(*), coalesce(sum(size), 0) FROM inode WHERE nlink > 0"
+            "SELECT count(*), CAST(total(size) AS INTEGER) FROM inode WHERE nlink > 0"
         ).fetchone()
         assert row is not None
         return int(row[0]), int(row[1])

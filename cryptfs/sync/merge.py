@@ -257,7 +257,8 @@ class _Merging:
         self._placed.add(link)
         if id not in self._nodes and id not in self._absorbed:
             return
-        if id in self._theirs.nodes and self._is_renamed_twice(id, link):
+        is_one = id in self._theirs.nodes and id not in self._absorbed
+        if is_one and self._is_renamed_twice(id, link):
             return
         folder = self._folder(link[0])
         if id in self._base.nodes and self._nodes[id].is_folder:
@@ -328,8 +329,15 @@ class _Merging:
         if there is None:
             self._links[link] = id
         elif there != id and not self._absorb(id, there) and not self._is_beside(link, id):
+            twin = self._find_equal(link[0], self._nodes[id]) if self._is_copy(id) else None
+            if twin is not None:
+                self._absorb(id, twin)
+                return
             self._links[self._conflict_link(link)] = id
             self._conflicts.append(Conflict(there, id))
+
+    def _is_copy(self, id: int) -> bool:
+        return any(copy.id == id for copy in self._copies)
 
     def _is_beside(self, link: Link, id: int) -> bool:
         """Whether theirs gave an inode another name in that folder: so did who replayed this."""
@@ -348,9 +356,14 @@ class _Merging:
         self._nodes[there] = _unite(None, theirs, mine, theirs.content)
         del self._nodes[id]
         self._from_mine.discard(id)
-        if len(self._my_names[id]) > 1:
-            for link in [link for link, other in self._links.items() if other == id]:
-                self._links[link] = there
+        if self._is_copy(id):
+            self._copies = [copy for copy in self._copies if copy.id != id]
+            for other in [other for other, stands in self._absorbed.items() if stands == id]:
+                self._absorbed[other] = there
+        elif len(self._my_names[id]) == 1:
+            return True
+        for link in [link for link, other in self._links.items() if other == id]:
+            self._links[link] = there
         return True
 
     def _conflict_link(self, link: Link) -> Link:
@@ -363,7 +376,7 @@ class _Merging:
         """Gives what was changed on both sides its second name, beside the first."""
         for copy in self._unnamed:
             link = self._name_of(copy.original)
-            if self._has_equal(link[0], self._nodes[copy.id]):
+            if self._find_equal(link[0], self._nodes[copy.id]) is not None:
                 # Another device replayed the same change before us.
                 del self._nodes[copy.id]
                 self._copies.remove(copy)
@@ -377,16 +390,17 @@ class _Merging:
         known = [link for link in names if link in self._my_names.get(id, ())]
         return min(known or names)
 
-    def _has_equal(self, folder: int, node: Node) -> bool:
-        """Whether theirs keeps the same content in the same folder, and made that since base."""
-        return any(
-            link[0] == folder
-            and id not in self._base.nodes
-            and id in self._theirs.nodes
-            and self._theirs.nodes[id].kind == node.kind
-            and self._theirs.nodes[id].content == node.content
-            for link, id in self._theirs.links.items()
-        )
+    def _find_equal(self, folder: int, node: Node) -> int | None:
+        """Returns what theirs made since base in the folder, with the same content as ``node``."""
+        for link, id in self._theirs.links.items():
+            if link[0] == folder and id not in self._base.nodes:
+                theirs = self._theirs.nodes.get(id)
+                if theirs is not None and (theirs.kind, theirs.content) == (
+                    node.kind,
+                    node.content,
+                ):
+                    return id
+        return None
 
 
 def _names(links: Mapping[Link, int]) -> dict[int, set[Link]]:

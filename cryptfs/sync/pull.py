@@ -47,7 +47,7 @@ from cryptfs.format.names import (
     parse_name,
 )
 from cryptfs.format.rows import RowBatch
-from cryptfs.ids import ObjectKind
+from cryptfs.ids import ROOT_INODE, ObjectKind
 from cryptfs.remote.base import Remote
 from cryptfs.store.database import Database
 from cryptfs.store.exchange import apply_checkpoint, apply_commit
@@ -238,6 +238,7 @@ class Puller:
                         if make_way is not None:
                             make_way(batch)
                         apply_checkpoint(self._database, batch)
+                    self._require_root()
                     self._require_same_line(known, epoch)
             except RollbackError:
                 raise
@@ -271,6 +272,11 @@ class Puller:
         for table in PLACE_TABLES:
             self._database.execute(f"DELETE FROM {table} WHERE since <> ?", (WAITING,))
         self._database.execute("DELETE FROM epoch")
+
+    def _require_root(self) -> None:
+        """Raises IntegrityError for a tree that nobody could enter."""
+        if self._database.value("SELECT 1 FROM inode WHERE id = ?", (ROOT_INODE,)) is None:
+            raise IntegrityError("the rows have no root folder")
 
     def _digests(self) -> dict[int, bytes]:
         return {epoch.number: epoch.digest for epoch in self._progress.epochs()}
@@ -336,6 +342,7 @@ class Puller:
                 if make_way is not None:
                     make_way(batch)
                 apply_commit(self._database, batch, epoch)
+            self._require_root()
         self._note(envelope, object_digest(data), keys)
 
     async def _open_commit(self, data: bytes, epoch: int) -> tuple[VaultKeys, Envelope, RowBatch]:
@@ -452,4 +459,5 @@ class Puller:
             apply_commit(self._database, batch, envelope.epoch)
         make_way(arrived.first)
         apply_commit(self._database, arrived.first, envelope.epoch)
+        self._require_root()
         self._note(envelope, arrived.digest, arrived.keys)

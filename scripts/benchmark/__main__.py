@@ -16,8 +16,8 @@ from typing import Any
 
 from rich.console import Console
 
+from scripts.benchmark import epochs, report, speed, sync
 from scripts.benchmark import figures as promises
-from scripts.benchmark import report, speed, sync
 from scripts.benchmark.far import Distance
 from scripts.benchmark.filesystems import KNOWN, Failed, install_missing
 
@@ -27,6 +27,7 @@ EXAMPLES = """examples:
   scripts/bench --filesystems cryptfs,gocryptfs,bare --only write,read --rounds 5
   scripts/bench --json bench.json --png docs/bench.png
   scripts/bench memory | million | objects           what else is promised of cryptfs
+  scripts/bench epochs                               10,000 epochs, and 1,000 of many files
   scripts/bench sync                                 a far cloud, beside rclone crypt; 5 minutes
   scripts/bench sync --files 100000                  and cryptfs alone with more files
 """
@@ -65,7 +66,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "what",
         nargs="?",
         default="speed",
-        choices=("speed", "memory", "million", "objects", "sync"),
+        choices=("speed", "memory", "million", "objects", "epochs", "sync"),
         help="the comparison (as without it), a promise of cryptfs alone, or a far cloud",
     )
     parser.add_argument("--rounds", type=int, default=3)
@@ -133,6 +134,8 @@ def promise(arguments: argparse.Namespace, console: Console, work: Path) -> int:
         answer = promises.memory(work, gigabytes=1 if quick else 4)
     elif arguments.what == "million":
         answer = promises.million(work, files=5_000 if quick else 1_000_000)
+    elif arguments.what == "epochs":
+        answer = epochs.epochs(work, quick, lambda text: console.print(text, style="dim"))
     else:
         answer = promises.objects(
             work, files=1_000 if quick else 10_000, large_bytes=(32 if quick else 256) << 20

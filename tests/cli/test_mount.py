@@ -323,14 +323,43 @@ def test_two_devices_that_publish_the_same_epoch(
     (machine.mountpoint / "letter").write_text("from the desk")
     (laptop.mountpoint / "letter").write_text("from the laptop")
     machine.do("umount", machine.mountpoint)
-    said = laptop.run("umount", laptop.mountpoint)
-    assert said.code == 1
-    assert "another device published epoch 2 first; nothing was lost" in said.err
-    assert (laptop.mountpoint / "letter").read_text() == "from the laptop"
-    laptop.do("umount", "--now", laptop.mountpoint)
-    said = laptop.do("mount", *laptop.password, laptop.vault, laptop.mountpoint)
-    assert (laptop.mountpoint / "letter").read_text() == "from the laptop"
-    laptop.do("umount", "--now", laptop.mountpoint)
+    said = laptop.do("umount", laptop.mountpoint)
+    assert "letter was changed here and on another device" in said.err
+    machine.mount()
+    assert (machine.mountpoint / "letter").read_text() == "from the desk"
+    (copy,) = machine.mountpoint.glob("letter (conflict, *)")
+    assert copy.read_text() == "from the laptop"
+    machine.do("umount", machine.mountpoint)
+
+
+def test_a_line_that_was_put_back_while_mounted(machine: Machine) -> None:
+    """Nothing is published on top of what is not there, and the mount goes on."""
+    machine.mount("--poll", "off")
+    for number in range(2):
+        (machine.mountpoint / "letter").write_text(f"version {number}")
+        machine.do("sync", machine.mountpoint)
+    newest = machine.vault / "commits/0000000003.000"
+    aside = newest.rename(machine.folder / "aside")
+    (machine.mountpoint / "letter").write_text("version 2")
+    said = machine.run("sync", machine.mountpoint)
+    assert said.code == 4
+    assert (machine.mountpoint / "letter").read_text() == "version 2"
+    said = machine.do("status", machine.mountpoint)
+    mount, vault = machine.mountpoint, machine.vault
+    command = f"cryptfs umount --now {mount} && cryptfs mount --accept-rollback {vault} {mount}"
+    assert command in said.err.replace("\n", " ")
+    assert machine.run("umount", machine.mountpoint).code == 4
+    assert len(os.listdir(machine.vault / "commits")) == 2
+    aside.rename(newest)
+    machine.do("umount", machine.mountpoint)
+    assert len(os.listdir(machine.vault / "commits")) == 4
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "soon", "1e9", "nan"])
+def test_a_time_between_looks_that_is_none(machine: Machine, text: str) -> None:
+    said = machine.run("mount", "--poll", text, machine.vault, machine.mountpoint)
+    assert said.code == 2
+    assert "seconds, or off" in said.err
 
 
 # -- local state -----------------------------------------------------------------------------

@@ -151,7 +151,8 @@ class Bridge:
     def _hang_up(self) -> None:
         if self._socket is not None:
             with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
+                # Not its own, which would have the other thread read what is encrypted.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def _talk(self, sock: ssl.SSLSocket) -> None:
         reader = sock.makefile("rb")

@@ -53,6 +53,8 @@ from cryptfs.remote.s3 import _Page
 from cryptfs.remote.webdav import WebDavRemote
 from cryptfs.remote.webdav_login import parse_address
 from cryptfs.remote.xml_records import BadXml, RecordReader
+from tests.fuzz.hostile_rows import sealed, sealed_seeds
+from tests.fuzz.icloud_answers import icloud, icloud_seeds
 from tests.vectors.seeded import KEYS, SeededBytes, compress
 
 EPOCH = 3
@@ -64,6 +66,8 @@ FORMER = tuple(b"%060d" % number for number in range(1, KEY_EPOCH))
 class Target:
     run: Callable[[bytes], None]
     seeds: Callable[[], list[bytes]]
+    mutations: int = 10_000
+    """So many are tried in the tests."""
 
 
 # -- headers -----------------------------------------------------------------------------------
@@ -301,6 +305,8 @@ TARGETS: Mapping[str, Target] = {
     "webdav": Target(webdav, webdav_seeds),
     "s3": Target(s3, s3_seeds),
     "drive": Target(drive, drive_seeds),
+    "icloud": Target(icloud, icloud_seeds),
+    "sealed": Target(sealed, sealed_seeds, mutations=60),
     "waiting": Target(
         waiting, lambda: [b"120\n", b"Mon, 12 Jan 2026 10:00:30 GMT\nMon, 12 Jan 2026 10:00:00 GMT"]
     ),

@@ -11,8 +11,6 @@ from tests.fuzz.corpus import read_corpus
 from tests.fuzz.mutations import mutations
 from tests.fuzz.targets import TARGETS
 
-MUTATIONS = 10_000
-
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_what_was_kept(name: str) -> None:
@@ -35,7 +33,7 @@ def test_seeds_are_valid_and_kept(name: str) -> None:
 @pytest.mark.parametrize("name", TARGETS)
 def test_mutations_are_read_or_refused(name: str) -> None:
     seeds = list(read_corpus(name).values())
-    for data in mutations(seeds, name, MUTATIONS):
+    for data in mutations(seeds, name, TARGETS[name].mutations):
         try:
             TARGETS[name].run(data)
         except BaseException as error:

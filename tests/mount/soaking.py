@@ -310,7 +310,15 @@ class Soak:
         def on(top: Path) -> None:
             do(top / path)
 
-        return Operation(f"{verb} {path} {number}", self._twins(path), on)
+        return Operation(f"{verb} {path} {number}", self._reached(path), on)
+
+    def _reached(self, path: str) -> tuple[str, ...]:
+        """The file's names, and those of what it leads to if it is a link: they are written."""
+        reached = self._twins(path)
+        if (self.model / path).is_symlink():
+            behind = os.path.join(os.path.dirname(path), os.readlink(self.model / path))
+            reached += self._twins(behind)
+        return reached
 
     def _twins(self, path: str) -> tuple[str, ...]:
         """All names of the file: what changes one changes them all. Its own first."""

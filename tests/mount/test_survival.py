@@ -167,22 +167,26 @@ def test_two_devices_take_turns(device: Device, tmp_path: Path) -> None:
 
 
 def test_two_devices_that_publish_one_epoch(device: Device, tmp_path: Path) -> None:
-    """One wins; the other keeps its changes here, says so, and goes on saying so."""
+    """One wins; the other puts its changes on top. What both made is kept twice, and told."""
     phone = device.other("phone")
-    with device.mount(tmp_path / "one") as first, phone.mount(tmp_path / "two") as second:
-        (first.path / "of the first").write_bytes(os.urandom(100_000))
-        (second.path / "of the second").write_bytes(b"kept here")
-        assert first.sync()["epoch"] == 2
-        answer = second.sync()
-        assert "another device published epoch 2 first" in answer["error"]
-        assert answer["exit_code"] == 1
-        assert (second.path / "of the second").read_bytes() == b"kept here"
-        assert second.ask(do="status")["unpublished_changes"] is True
-    with phone.mount(tmp_path / "two") as second:
-        assert (second.path / "of the second").read_bytes() == b"kept here"
-        assert any("another device published" in notice for notice in second.ready["notices"])
-    with device.mount(tmp_path / "one") as first:
-        assert os.listdir(first.path) == ["of the first"]
+    with device.mount(tmp_path / "one", poll=0) as first:
+        with phone.mount(tmp_path / "two", poll=0) as second:
+            for mount in (first, second):
+                (mount.path / f"of {mount.device.name}").write_bytes(os.urandom(100_000))
+                (mount.path / "letter").write_text(mount.device.name)
+            assert first.sync()["epoch"] == 2
+            answer = second.sync()
+            assert answer["epoch"] == 3
+            (notice,) = answer["notices"]
+            assert "letter was changed here and on another device" in notice
+            assert "letter (conflict, phone, " in notice
+            assert second.sync()["notices"] == [], "told once"
+            assert (second.path / "letter").read_text() == "laptop"
+        assert "letter" not in second.log.read_text(), "the log is not encrypted"
+        assert first.sync()["epoch"] == 3
+        names = sorted(os.listdir(first.path))
+        assert names[:1] + names[2:] == ["letter", "of laptop", "of phone"]
+        assert (first.path / names[1]).read_text() == "phone"
 
 
 def test_a_second_device_without_the_vault_folder_has_nothing(

@@ -156,6 +156,22 @@ def test_both_change_one_file(pair: Pair) -> None:
     assert pair.names() == sorted(["file.txt", copy])
 
 
+def test_attributes_of_an_open_file(pair: Pair) -> None:
+    """Whose times the kernel believes to know best, until it is closed."""
+    pair.have("file", OLD)
+    with opened(pair.mine / "file", os.O_RDWR) as fd:
+        before = os.fstat(fd)
+        os.chmod(pair.theirs / "file", 0o600)
+        os.utime(pair.theirs / "file", ns=(10**18, 10**18 + 5))
+        pair.bring_here()
+        assert os.fstat(fd).st_mode & 0o777 == 0o600
+        assert os.fstat(fd).st_mtime_ns == before.st_mtime_ns
+        assert os.pread(fd, 1 << 20, 0) == OLD
+    wait_until("it shows", lambda: (pair.mine / "file").stat().st_mtime_ns == 10**18 + 5)
+    assert (pair.mine / "file").read_bytes() == OLD
+    assert pair.names() == ["file"]
+
+
 # -- files that are open -------------------------------------------------------------------------
 
 

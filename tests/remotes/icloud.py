@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,20 @@ def log_in(cloud: ICloudDouble, logins: Path, *, again: bool = False) -> None:
         login.finish()
     finally:
         login.close()
+
+
+@contextmanager
+def new_login(icloud: ICloudDouble, folder: Path, **options: object) -> Iterator[ICloudLogin]:
+    login = ICloudLogin(folder, icloud.apple_id, adapter=icloud.adapter(), **options)  # type: ignore[arg-type]
+    try:
+        yield login
+    finally:
+        login.close()
+
+
+async def can_list(icloud: ICloudDouble, folder: Path) -> None:
+    """Uses the login as a mount does."""
+    remote = ICloudRemote(("vault",), Client(folder, icloud.adapter()))
+    await remote.prepare()
+    assert await remote.list("") == []
+    await remote.close()

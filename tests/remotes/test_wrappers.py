@@ -205,6 +205,17 @@ async def test_pieces_of_one_object_keep_their_pace(clock: MockClock) -> None:
     assert trio.current_time() - before == pytest.approx(100_000 / PIECE)
 
 
+async def test_a_small_part_comes_at_once_and_the_next_waits_for_it(clock: MockClock) -> None:
+    remote = LimitedRemote(StreamingRemote(), limit_down=1000)
+    await remote.create("packs/a", bytes(10_000))
+    await remote.get("packs/a", 0, 5000)
+    assert trio.current_time() == 0
+    await remote.get("packs/a", 5000, 1000)
+    assert trio.current_time() == pytest.approx(5)
+    await remote.get("packs/a", 0, 10)
+    assert trio.current_time() == pytest.approx(6)
+
+
 async def test_calls_that_share_a_line_have_equal_parts_of_it(clock: MockClock) -> None:
     remote = LimitedRemote(StreamingRemote(), limit_up=40_000)
     ended: list[float] = []

@@ -32,6 +32,8 @@ from tests.upkeep.test_gc import findings, keep, later
 DAYS: Final = 365
 PACK_BYTES: Final = 64 << 10
 MOST_TIMES_NEEDED: Final = 1.5
+YOUNG_DAYS: Final = 28
+"""A vault of some days is little more than filling."""
 
 
 class Work:
@@ -84,11 +86,11 @@ async def append(work: Work, day: int) -> None:
 
 async def edit(work: Work, day: int) -> None:
     """Small edits of a folder of documents, some of which come and go."""
-    documents = [f"document {number}" for number in range(250)]
+    documents = [f"document {number}" for number in range(400)]
     if day == 0:
         for name in documents:
             await work.write(name)
-    for name in work.chance.sample(documents, work.chance.randint(5, 25)):
+    for name in work.chance.sample(documents, work.chance.randint(10, 40)):
         await work.edit(name)
     for name in work.chance.sample(documents, 2):
         await work.remove(name)
@@ -137,11 +139,11 @@ async def test_a_year_of_daily_work_stays_in_bounds(
             await vault.publisher.publish()
             report = await vault.collector.run()
             assert report.problems == ()
-            if day % 7 == 6:
+            if day % 7 == 6 and day > YOUNG_DAYS:
                 needed = (await vault.collector.plan()).kept_live_bytes
                 times.append(sum(device.objects().values()) / needed)
         assert len(device.objects("checkpoints")) == 2
-        assert len(device.objects("commits")) < 100
+        assert len(device.objects("commits")) < 200
         expected = await look(vault)
     figures = (
         f"at most {max(times):.2f} times what is needed, {sum(times) / len(times):.2f} on average"

@@ -16,7 +16,6 @@ The text of an answer is only ever searched, never shown: it may hold names and 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -46,7 +45,7 @@ from cryptfs.errors import (
     TemporaryFailure,
     VaultUnreachable,
 )
-from cryptfs.remote.http import retry_after
+from cryptfs.remote.http import parse_json, retry_after
 
 LOGIN: Final = "run: cryptfs login icloud"
 
@@ -233,14 +232,18 @@ def _by_status(status: int, text: str, response: requests.Response | None) -> Cr
 def _temporary(message: str, response: requests.Response | None) -> TemporaryFailure:
     if response is None:
         return TemporaryFailure(message)
-    headers = httpx.Headers(dict(response.headers))
+    # Bytes, because httpx takes only ASCII for text, and who knows what a proxy writes.
+    headers = {
+        name.encode("utf-8", "replace"): value.encode("utf-8", "replace")
+        for name, value in response.headers.items()
+    }
     return TemporaryFailure(message, retry_after(httpx.Response(200, headers=headers)))
 
 
 def _json(response: requests.Response) -> Any:
     """Returns the body as JSON, whatever its label says; None where it is none."""
     try:
-        return json.loads(response.content)
+        return parse_json(response.content)
     except (ValueError, requests.RequestException):
         return None
 

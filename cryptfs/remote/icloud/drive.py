@@ -232,7 +232,11 @@ class Drive:
                 if response.status_code not in _REDIRECTS:
                     yield response
                     return
-                link = urljoin(link, response.headers.get("Location", ""))
+                location = response.headers.get("Location", "")
+                try:
+                    link = urljoin(link, location)
+                except ValueError as error:
+                    raise unexpected("a link that is none", response) from error
                 _require_tls(link, response)
         raise unexpected("redirects without an end")
 
@@ -270,7 +274,7 @@ class Drive:
         try:
             total, used = usage["totalStorageInBytes"], usage["usedStorageInBytes"]  # type: ignore[index]
             return Space(free_bytes=max(0, int(total) - int(used)), total_bytes=int(total))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             return None
 
     def _post(
@@ -398,7 +402,10 @@ def _link(answer: dict[str, Any], key: str, response: requests.Response) -> str:
 
 
 def _require_tls(link: str, response: requests.Response) -> None:
-    parts = urlsplit(link)
+    try:
+        parts = urlsplit(link)
+    except ValueError as error:
+        raise unexpected("a link that is none", response) from error
     if parts.scheme != "https" or not parts.hostname:
         raise unexpected("a link that is not safe", response)
 
