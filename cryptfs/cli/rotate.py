@@ -174,8 +174,9 @@ async def _change(
     except BaseException:
         if StateFolder(around.state_root, VaultKeys.derive(key).vault_id).path.exists():
             say(
-                "The key is changed on this device, and not yet in the vault: open it with the new "
-                "digits or password from now on, here; what is published next makes the change."
+                "The key is changed on this device, and perhaps not yet in the vault: open it with "
+                "the new digits or password from now on, here; what is published next makes the "
+                "change."
             )
         else:
             say("The key was not changed; the recovery key above opens nothing.")

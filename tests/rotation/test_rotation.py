@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from cryptfs.crypto.keys import VaultKeys
-from cryptfs.errors import KeyChanged, KeyChangeUnfinished, WrongPassword
+from cryptfs.errors import KeyChanged, KeyChangeUnfinished, VaultBusy, WrongPassword
 from cryptfs.remote.base import Remote, Source
 from cryptfs.remote.wrapper import Wrapper
 from cryptfs.rotation import reseal
 from cryptfs.store.rekeying import move_state
 from cryptfs.unlock import Secret
-from tests.device import Device, look, make_vault, read_file, write_file
+from tests.device import Device, look, make_vault, noise, read_file, write_file
 from tests.rotation.changing import (
     FILES,
     NEW_KEY,
@@ -244,3 +244,28 @@ async def test_a_vault_without_dedup(tmp_path: Path) -> None:
         digests = vault.view.database.rows("SELECT DISTINCT digest FROM chunk")
         assert list(digests) == [(None,)]
         assert await read_file(vault, b"letter") == FILES[b"letter"]
+
+
+async def test_a_damaged_state_goes_over_and_is_kept_aside(tmp_path: Path) -> None:
+    desk = await make_filled_vault(tmp_path / "desk")
+    laptop = desk.second(tmp_path / "laptop")
+    async with laptop.opened(background=False):
+        pass
+    await change_key(desk)
+    (laptop.state / "state.db").write_bytes(noise(100_000, "damage"))
+    await laptop.unlock(NEW_KEY)
+    (aside,) = laptop.state.glob("damaged-*")
+    assert (aside / "state.db").read_bytes() == noise(100_000, "damage")
+    assert await files_of(laptop) == FILES
+
+
+async def test_a_vault_that_is_in_use_does_not_go_over(tmp_path: Path) -> None:
+    desk = await make_filled_vault(tmp_path / "desk")
+    laptop = desk.second(tmp_path / "laptop")
+    async with laptop.opened(background=False) as vault:
+        await change_key(desk)
+        with pytest.raises(VaultBusy):
+            await laptop.unlock(NEW_KEY)
+        assert await read_file(vault, b"letter") == FILES[b"letter"]
+    await laptop.unlock(NEW_KEY)
+    assert await files_of(laptop) == FILES
