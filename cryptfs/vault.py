@@ -18,6 +18,8 @@ from cryptfs.crypto.recovery_key import RecoveryKey
 from cryptfs.errors import (
     CryptfsError,
     EpochTaken,
+    IntegrityError,
+    KeyChanged,
     LoginNeeded,
     OutOfSpace,
     RollbackError,
@@ -25,7 +27,7 @@ from cryptfs.errors import (
     VaultBusy,
     VaultUnreachable,
 )
-from cryptfs.format.header import Header, encode_header
+from cryptfs.format.header import encode_header, new_header
 from cryptfs.format.names import header_name, parse_name
 from cryptfs.fs.dirty import DirtyChunks
 from cryptfs.fs.files import Files
@@ -42,6 +44,7 @@ from cryptfs.store.database import Database, StateDamaged, is_damage, unsaved_na
 from cryptfs.store.devices import DeviceRows
 from cryptfs.store.myself import Machine, Myself, machine_of
 from cryptfs.store.progress import Progress
+from cryptfs.store.rekeying import finish_moving
 from cryptfs.store.spool import Spool, spool_file
 from cryptfs.store.state import StateFolder, write_atomically
 from cryptfs.store.tree import Tree
@@ -150,11 +153,11 @@ def _view(
     around: Surroundings,
 ) -> View:
     progress = Progress(database)
-    content = Content(database, progress)
+    content = Content(database, progress, keys.key_epoch)
     packs = Packs(content, remote, keys, state.spool, PackCache(state.cache, around.cache_bytes))
     return View(
         remote, keys, state, database, progress, Tree(database, progress), content, packs,
-        ChunkReader(content, packs),
+        ChunkReader(content, packs, keys),
     )  # fmt: skip
 
 
@@ -285,12 +288,17 @@ class Vault:
         """
         if only_look and not self.view.remote.capabilities.atomic_create:
             accept_rollback = True
+        is_new = not self.view.progress.published_epoch
         try:
             await self.follower.follow(mounted=False, accept_rollback=accept_rollback)
         except (VaultUnreachable, LoginNeeded) as error:
             if not self.view.progress.published_epoch:
                 raise
             self.notices.append(f"{error}; going on with what is on this device")
+        except KeyChanged as error:
+            if is_new:
+                raise
+            self.notices.append(str(error))
         except CryptfsError as error:
             if not only_look or not self.view.progress.published_epoch:
                 raise
@@ -326,6 +334,11 @@ class Vault:
                 await self.collector.run_in_background()
         except EpochTaken:
             await self.follow()
+
+    async def finish_key_change(self) -> None:
+        """Publishes the first epoch of a new key, if a process died before it did."""
+        if self.view.progress.head_key_epoch < self.view.keys.key_epoch:
+            await self.follower.publish(mounted=False)
 
     def history(self, root_epoch: int | None = None) -> History:
         """Returns the past as a mount shows it; with an epoch it is the whole mount."""
@@ -435,11 +448,13 @@ async def _open_locked(
     only_look: bool = False,
 ) -> Vault:
     keys = unlocked.keys
+    finish_moving(state, keys.vault_id)
     if unlocked.header is not None:
         keep_header(state, remote.url, unlocked.header, keys)
     notices = Notices()
     database, is_new = _open_database(state, keys, around, notices)
     try:
+        _require_former_keys(database, keys)
         spool = Spool(state.spool, keys, around.random_bytes)
         vault = Vault(_view(remote, keys, state, database, around), spool, around, notices)
         vault.identity.note_machine(around.machine_of(state.database), keys.vault_id)
@@ -492,9 +507,25 @@ def _open_database(
     return _create_database(state, keys, around), True
 
 
+def _require_former_keys(database: Database, keys: VaultKeys) -> None:
+    """Raises IntegrityError when it is not known how many keys the vault had before this one:
+    then nothing may be sealed in its name.
+    """
+    if Progress(database).least_key_epoch > keys.key_epoch:
+        raise IntegrityError(
+            "the former keys of this vault are not known here, because no header of it is whole; "
+            "make one, while the vault's place can be reached, with: cryptfs key add-password --key"
+        )
+
+
 def _create_database(state: StateFolder, keys: VaultKeys, around: Surroundings) -> Database:
     database = Database(state.database, keys.state_database, create=True)
-    Progress.create(database, device=random_device(around.random_bytes), dedup=True)
+    Progress.create(
+        database,
+        device=random_device(around.random_bytes),
+        dedup=True,
+        key_epoch=keys.key_epoch,
+    )
     Tree(database, Progress(database)).add_root(os.getuid(), os.getgid(), around.clock_ns())
     return database
 
@@ -586,15 +617,13 @@ async def init_vault(
     await check_vacant(remote)
     unlocked = Unlocked(key, VaultKeys.derive(key), None)
     slots = () if slot is None else (new_slot(unlocked, slot, 1, around.random_bytes),)
-    header = Header(
-        vault_id=unlocked.keys.vault_id, sequence=1, slots=() if slot_is_local else slots
-    )
+    header = new_header(unlocked.keys, 1, () if slot_is_local else slots)
     unlocked = Unlocked(key, unlocked.keys, header)
     vault = await open_vault(remote, unlocked, around)
     try:
         vault.view.progress.set_dedup(dedup)
         if slot_is_local:
-            local = Header(vault_id=unlocked.keys.vault_id, sequence=1, slots=slots)
+            local = new_header(unlocked.keys, 1, slots)
             write_atomically(vault.view.state.local_slots, encode_header(local, unlocked.keys))
         await vault.publisher.publish()
         await remote.create(header_name(1), encode_header(header, unlocked.keys))

@@ -12,6 +12,7 @@
         paused       is there while nothing is to be published by itself
         damaged      there while state.db is under suspicion: damage was met by a mount
         state.db     the encrypted database, and its -wal and -shm
+        state.db.ID  its copy for the vault's new key, while the state goes over to that
         spool/       packs being filled or waiting for upload
         cache/       packs of a distant remote, downloaded or just published
         line/        commits of the newest epochs, as they lie on the remote
@@ -43,6 +44,8 @@ class Seen:
     vault_id: str
     header_sequence: int = 0
     format_version: int = 1
+    former_vault_ids: tuple[str, ...] = ()
+    """The vault had these ids with its former keys, which are not accepted here any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,18 +160,20 @@ class StateFolder:
 
     def seen(self) -> Seen | None:
         try:
-            return Seen(**json.loads((self.path / "vault.json").read_text()))
+            found = Seen(**json.loads((self.path / "vault.json").read_text()))
+            return replace(found, former_vault_ids=tuple(found.former_vault_ids))
         except (OSError, ValueError, TypeError):
             return None
 
     def note_seen(self, seen: Seen) -> None:
-        """Remembers; sequence and format only ever go up."""
+        """Remembers; sequence, format and the former ids only ever grow."""
         before = self.seen()
         if before is not None:
             seen = replace(
                 seen,
                 header_sequence=max(seen.header_sequence, before.header_sequence),
                 format_version=max(seen.format_version, before.format_version),
+                former_vault_ids=seen.former_vault_ids or before.former_vault_ids,
             )
         if seen != before:
             write_atomically(self.path / "vault.json", json.dumps(asdict(seen)).encode())

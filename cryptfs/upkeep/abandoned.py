@@ -63,13 +63,17 @@ def _noted(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def is_ours(keys: VaultKeys, name: str, data: bytes) -> bool:
-    """Whether the object was sealed with the keys of this vault, under this name.
+    """Whether the object was sealed with a key of this vault, under this name.
 
     For a thread: of a pack no row tells any more where its first chunk ends, so that is tried out.
     A pack that begins with a small compressed chunk is not recognised.
     """
     if len(data) < SALT_SIZE + _LENGTH_SIZE:
         return False
+    return any(_is_sealed_with(one, name, data) for one in keys.row())
+
+
+def _is_sealed_with(keys: VaultKeys, name: str, data: bytes) -> bool:
     try:
         part = ObjectOpener(keys, ObjectKind.PART, name, data[:SALT_SIZE])
         part.open(0, data[SALT_SIZE : SALT_SIZE + _LENGTH_SIZE])

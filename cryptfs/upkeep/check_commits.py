@@ -16,6 +16,7 @@ from cryptfs.format.metadata import (
     Envelope,
     PartRef,
     object_digest,
+    open_with_any,
     parse_checkpoint,
     parse_commit,
     parse_part,
@@ -96,6 +97,8 @@ class _Read:
 
     epoch: int
     kind: NameKind
+    keys: VaultKeys | None = None
+    """What opened it: the vault's newest key, or a former one."""
     envelope: Envelope | None = None
     digest: bytes | None = None
     wrong: list[tuple[str, str, str]] = field(default_factory=list)
@@ -123,7 +126,12 @@ class LineCheck:
     async def run(self) -> LineReport:
         report = self._report
         checkpoints = await self._read_all(NameKind.CHECKPOINT, self._checkpoints())
-        report.checkpoints = {one.epoch for one in checkpoints if not one.wrong}
+        report.checkpoints = {
+            one.epoch
+            for one in checkpoints
+            # Nobody goes by what is sealed with a former key.
+            if not one.wrong and one.keys is self._line.keys
+        }
         commits = await self._read_all(NameKind.COMMIT, self._expected())
         self._compare(commits, checkpoints)
         report.commits = {one.epoch for one in commits if not one.wrong}
@@ -197,8 +205,9 @@ class LineCheck:
                 one.wrong.append((f"{one.word}-missing", one.name, " is missing"))
                 self._ask_kept(one)
                 return
-            keys = self._line.keys
-            one.envelope, first = await trio.to_thread.run_sync(parse, data, keys, one.epoch)
+            one.keys, one.envelope, first = await trio.to_thread.run_sync(
+                open_with_any, parse, data, self._line.keys, one.epoch
+            )
         except IntegrityError as error:
             one.wrong.append((f"{one.word}-damaged", one.name, f" is damaged: {error}"))
             self._ask_kept(one)
@@ -212,7 +221,9 @@ class LineCheck:
         data = self._line.kept.load(one.epoch, one.name)
         parse = parse_commit if one.kind is NameKind.COMMIT else parse_checkpoint
         try:
-            one.envelope, _ = parse(data or b"", self._line.keys, one.epoch)
+            one.keys, one.envelope, _ = open_with_any(
+                parse, data or b"", self._line.keys, one.epoch
+            )
         except IntegrityError:
             self._report.all_told = False
             return
@@ -233,7 +244,7 @@ class LineCheck:
                 if data is None:
                     one.wrong.append((f"{one.word}-part-missing", name, f"{said} missing"))
                     continue
-                batch = await trio.to_thread.run_sync(self._parse_part, data, part, of, one.epoch)
+                batch = await trio.to_thread.run_sync(_parse_part, one, data, part, of)
             except IntegrityError as error:
                 one.wrong.append((f"{one.word}-part-damaged", name, f"{said} damaged: {error}"))
                 continue
@@ -241,9 +252,6 @@ class LineCheck:
                 self._tally.count(part.size)
             self._claim_packs(one, batch)
         self._report.all_told &= not one.wrong or one.epoch <= self._newest_seen
-
-    def _parse_part(self, data: bytes, part: PartRef, of: ObjectKind, epoch: int) -> RowBatch:
-        return parse_part(data, part, self._line.keys, of=of, epoch=epoch)
 
     def _claim_packs(self, one: _Read, batch: RowBatch) -> None:
         """Packs of epochs that this device has not applied are in no row here."""
@@ -342,6 +350,11 @@ class LineCheck:
                 "nothing is lost, and the next publication writes one; or run: cryptfs check "
                 "--repair", checkpoint_name(head),
             )  # fmt: skip
+
+
+def _parse_part(one: _Read, data: bytes, part: PartRef, of: ObjectKind) -> RowBatch:
+    assert one.keys is not None
+    return parse_part(data, part, one.keys, of=of, epoch=one.epoch)
 
 
 def _neighbours(wrong: list[_Read]) -> Iterator[list[_Read]]:

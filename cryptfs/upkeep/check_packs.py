@@ -195,7 +195,7 @@ class PackCheck:
             self._note(pack, "pack-missing", f"{pack.name} is missing")
             return False
         bad = await trio.to_thread.run_sync(
-            damaged_chunks, self._source.keys, pack.name, data, chunks
+            damaged_chunks, keys_of(self._source, pack.id), pack.name, data, chunks
         )
         if bad:
             what = f"{len(bad)} of {len(chunks)} chunks" if len(chunks) > 1 else "the chunk"
@@ -219,7 +219,7 @@ class PackCheck:
             data = await trio.Path(path).read_bytes()
         except OSError:  # evicted meanwhile, or a disk that cannot be read: it is no copy then
             return
-        keys = self._source.keys
+        keys = keys_of(self._source, pack.id)
         is_whole = len(data) == pack.size and not await trio.to_thread.run_sync(
             damaged_chunks, keys, pack.name, data, chunks
         )
@@ -288,6 +288,12 @@ def chunks_of(source: Checkable, pack: int) -> list[Chunk]:
             (pack,),
         )
     ]
+
+
+def keys_of(source: Checkable, pack: int) -> VaultKeys:
+    """Returns what the pack is sealed with."""
+    row = source.content.pack_name(pack)
+    return source.keys if row is None else source.keys.of(row[1])
 
 
 def damaged_chunks(

@@ -16,6 +16,7 @@ from cryptfs.errors import CryptfsError, IntegrityError, ObjectNotFound
 from cryptfs.format.metadata import (
     PartRef,
     object_digest,
+    open_with_any,
     parse_checkpoint,
     parse_commit,
     parse_part,
@@ -207,7 +208,7 @@ class LineRepair:
     async def _parts(self, epoch: int) -> Sequence[PartRef]:
         try:
             data = await self._source.remote.get(commit_name(epoch))
-            return parse_commit(data, self._source.keys, epoch)[0].parts
+            return open_with_any(parse_commit, data, self._source.keys, epoch)[1].parts
         except (IntegrityError, ObjectNotFound):  # then they are found as unreferenced
             return ()
 

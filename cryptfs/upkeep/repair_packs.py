@@ -23,7 +23,7 @@ from cryptfs.ids import RandomBytes
 from cryptfs.remote.base import MAX_GET
 from cryptfs.store.content import ChunkRef
 from cryptfs.store.garbage import Garbage
-from cryptfs.upkeep.check_packs import Chunk, Damage, chunks_of, damaged_chunks
+from cryptfs.upkeep.check_packs import Chunk, Damage, chunks_of, damaged_chunks, keys_of
 from cryptfs.upkeep.inventory import Checkable
 from cryptfs.upkeep.put_back import first_copies, put_back
 from cryptfs.upkeep.steps import Step, Writer
@@ -48,7 +48,13 @@ async def plan_packs(
         there = await _on_remote(source, name)
         copies = [*await _local_copies(source, name), there or b""]
         best = await trio.to_thread.run_sync(
-            _put_together, source.keys, name, damage.pack.size, chunks, copies, random_bytes
+            _put_together,
+            keys_of(source, damage.pack.id),
+            name,
+            damage.pack.size,
+            chunks,
+            copies,
+            random_bytes,
         )
         lost.update(best.missing)
         if best.is_worth_it and len(best.missing) < len(damage.chunks):

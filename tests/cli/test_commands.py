@@ -52,7 +52,7 @@ def test_all_commands_are_there() -> None:
         "forget", "policy", "check", "gc", "key show",
         "devices list", "devices name", "devices forget", "conflicts list", "conflicts resolve",
         "key list", "key add-password", "key change-password", "key remove-password",
-        "login icloud", "login gdrive", "login webdav", "remotes",
+        "key rotate", "login icloud", "login gdrive", "login webdav", "remotes",
         "logout icloud", "logout gdrive", "logout webdav",
     }  # fmt: skip
 
