@@ -256,6 +256,8 @@ class Replay:
             elif id in merged.absorbed:
                 self._rebase.put_inode(row._replace(nlink=0))
                 self._leave_nameless(id, link)
+            elif before.nlink and not row.nlink:  # another device has it open, too
+                self._leave_nameless(id, link)
             elif not before.nlink and row.nlink:
                 self._rebase.forget_nameless(id)
                 self._tell(partial(self._open_files.named, id))

@@ -214,7 +214,8 @@ class Sides:
         for links in (self._my_links, self._their_links):
             for (folder, _), id in links.items():
                 folders.setdefault(id, set()).add(folder)
-        for id in self._mine.rewritten & self._my_nodes.keys() & self._their_nodes.keys():
+        on_all_sides = self._base_nodes.keys() & self._my_nodes.keys() & self._their_nodes.keys()
+        for id in self._mine.rewritten & on_all_sides:
             known = (self._base_nodes[id].content, self._my_nodes[id].content)
             if self._their_nodes[id].content not in known:
                 size = self.my_rows[id].size

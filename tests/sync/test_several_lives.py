@@ -655,6 +655,29 @@ async def test_a_file_that_is_open_was_changed_there(tmp_path: Path) -> None:
         assert await tree(laptop) == {"a": b"changed"}
 
 
+async def test_two_write_on_to_a_file_that_a_third_deleted(tmp_path: Path) -> None:
+    """In the epoch that both know it has no name, and both give it one."""
+    async with fleet_with(tmp_path, writing(b"a", b"read on")) as fleet:
+        desk, laptop, server = fleet.members
+        for member in (desk, server):
+            await member.open_file(find(member.vault, b"a").id)
+        await removing(b"a")(laptop.vault)
+        await laptop.publish()
+        for member in (desk, server):
+            await member.follow()
+            await member.publish()
+        await desk.follow()
+        for member in (desk, server):
+            inode = member.handle(0)
+            assert inode is not None
+            await member.vault.fs.write(inode, 0, member.name.encode())
+            await member.note()
+        await desk.publish()
+        await server.publish()
+        await laptop.follow()
+        assert set((await tree(laptop)).values()) == {b"desk on", b"servern"}
+
+
 # -- what programs do meanwhile --------------------------------------------------------------
 
 
