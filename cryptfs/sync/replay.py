@@ -273,6 +273,7 @@ class Replay:
 
     def _leave_nameless(self, id: int, link: Link | None) -> None:
         self._rebase.leave_nameless(id)
+        self.touched |= Touched(attributes=frozenset({id}))  # it has one link less
         where = link or (ROOT_INODE, b"file")
         self._tell(partial(self._open_files.orphaned, id, *where))
 

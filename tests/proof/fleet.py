@@ -42,7 +42,7 @@ from tests.remotes.shared import Place, Weather, Window
 from tests.vectors.seeded import KEY, KEYS, SeededBytes
 
 if TYPE_CHECKING:
-    from cryptfs.sync.replay import Conflict
+    from cryptfs.sync.replay import Conflict, Touched
 
 NAMES: Final = ("desk", "laptop", "server")
 MOST_RACES: Final = 4
@@ -67,6 +67,31 @@ class Owed:
     """0 when it was never told so."""
     digest: bytes
     contents: frozenset[Content]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A device's tree as the kernel may have cached it, by rows."""
+
+    entries: dict[tuple[int, bytes], int]
+    inodes: dict[int, Inode]
+    contents: dict[int, bytes]
+
+    def require_touched(self, before: Picture, touched: Touched) -> None:
+        """``touched`` names what is not as it was before: no more names than that, and all but
+        those in folders that are gone.
+        """
+        links = before.entries.keys() | self.entries.keys()
+        changed = {link for link in links if before.entries.get(link) != self.entries.get(link)}
+        assert touched.entries <= changed, "names are told of that are as they were"
+        missed_names = {link for link in changed - touched.entries if link[0] in self.inodes}
+        assert not missed_names, "the kernel would show names that are not so"
+        for kind, one, other in (
+            (touched.attributes, before.inodes, self.inodes),
+            (touched.contents, before.contents, self.contents),
+        ):
+            missed = {id for id in one.keys() & other.keys() if one[id] != other[id]} - kind
+            assert not missed, "the kernel would show files as they were"
 
 
 class Member(Device):
@@ -201,9 +226,12 @@ class Member(Device):
         """
         await self.settle()
         handles, works = await self._handles(), self.window.meanwhile is not None
+        before = await self._picture()
         try:
             followed = await self.vault.follow()
             self.conflicts += followed.conflicts
+            if not works:
+                (await self._picture()).require_touched(before, followed.touched)
         finally:
             if not self.window.is_dead:
                 await self._require(self._settled, "following")
@@ -257,6 +285,23 @@ class Member(Device):
         found.pop(None, None)
         self._paths |= found
         return set(filter(None, found))
+
+    async def _picture(self) -> Picture:
+        """What the kernel may know of this device's tree."""
+        database, files = self.vault.view.database, self.vault.fs.files
+        inodes = {id: self.vault.fs.getattr(id) for (id,) in database.rows("SELECT id FROM inode")}
+        with self.calm():
+            return Picture(
+                {(row[0], row[1]): row[2] for row in database.rows(
+                    "SELECT parent, name, inode FROM dirent"
+                )},
+                inodes,
+                {
+                    id: bytes(await files.read(id, 0, inode.size))
+                    for id, inode in inodes.items()
+                    if stat.S_ISREG(inode.mode)
+                },
+            )  # fmt: skip
 
     @contextmanager
     def calm(self) -> Iterator[None]:
