@@ -28,13 +28,15 @@ MAX_LINE: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class MountRequest:
-    """What the daemon is told on standard input. ``digits`` are secret."""
+    """What the daemon is told on standard input. ``digits`` and ``former`` are secret."""
 
     url: str
     mountpoint: str
     state_root: str
     device_name: str
     digits: str
+    former: tuple[str, ...] = ()
+    """The digits of the vault's former keys, the oldest first."""
     read_only: bool = False
     at: str | None = None
     """The restore point to be mounted, as a person names it; then read-only."""
@@ -52,6 +54,8 @@ class MountRequest:
     fits the vault's place."""
     cache_bytes: int | None = None
     """How much of what is downloaded is kept; None: as the disk has room."""
+    chosen_name: str | None = None
+    """What this device is to be called from now on; else as it was, or ``device_name``."""
 
     def encode(self) -> bytes:
         return json.dumps(

@@ -16,6 +16,10 @@ import trio
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.recovery_key import RecoveryKey
 from cryptfs.errors import (
+    CryptfsError,
+    EpochTaken,
+    IntegrityError,
+    KeyChanged,
     LoginNeeded,
     OutOfSpace,
     RollbackError,
@@ -23,7 +27,7 @@ from cryptfs.errors import (
     VaultBusy,
     VaultUnreachable,
 )
-from cryptfs.format.header import Header, encode_header
+from cryptfs.format.header import encode_header, new_header
 from cryptfs.format.names import header_name, parse_name
 from cryptfs.fs.dirty import DirtyChunks
 from cryptfs.fs.files import Files
@@ -32,24 +36,40 @@ from cryptfs.fs.history import History
 from cryptfs.fs.reader import ChunkReader
 from cryptfs.fs.sealing import Sealing
 from cryptfs.fs.settle import Settler
-from cryptfs.ids import MAX_DEVICE, ClockNs, RandomBytes
+from cryptfs.ids import ClockNs, RandomBytes, random_device
 from cryptfs.remote.base import Remote
+from cryptfs.store.conflicts import Conflicts
 from cryptfs.store.content import Content
 from cryptfs.store.database import Database, StateDamaged, is_damage, unsaved_names
+from cryptfs.store.devices import DeviceRows
+from cryptfs.store.myself import Machine, Myself, machine_of
 from cryptfs.store.progress import Progress
+from cryptfs.store.rekeying import finish_moving
 from cryptfs.store.spool import Spool, spool_file
 from cryptfs.store.state import StateFolder, write_atomically
 from cryptfs.store.tree import Tree
 from cryptfs.sync.cache import PackCache
 from cryptfs.sync.follow import Follower
+from cryptfs.sync.kept import KeptLine
 from cryptfs.sync.packs import Packs
 from cryptfs.sync.publish import Publisher
 from cryptfs.sync.pull import Puller
 from cryptfs.sync.replay import Followed, Replay
 from cryptfs.unlock import SlotRequest, Unlocked, keep_header, new_slot
+from cryptfs.upkeep.check_state import Rebuilt
+from cryptfs.upkeep.conflict_requests import (
+    CONFLICT_REQUESTS,
+    answer_about_conflicts,
+    conflict_text,
+)
+from cryptfs.upkeep.device_requests import DEVICE_REQUESTS, answer_about_devices
+from cryptfs.upkeep.devices import Devices
 from cryptfs.upkeep.gc import Collector, Keeping
+from cryptfs.upkeep.identity import Identity
+from cryptfs.upkeep.news import News
 from cryptfs.upkeep.point_requests import Answer, Request, answer_request
 from cryptfs.upkeep.points import Points
+from cryptfs.upkeep.shared_packs import leave_shared_packs
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +90,9 @@ class Surroundings:
     random_bytes: RandomBytes
     cache_bytes: int | None = None
     """How much of what is downloaded is kept here; None: as the disk has room."""
+    chosen_name: str | None = None
+    """What somebody wants this device to be called from now on, in place of ``device_name``."""
+    machine_of: Callable[[Path], Machine] = machine_of
 
 
 class Disk:
@@ -130,11 +153,11 @@ def _view(
     around: Surroundings,
 ) -> View:
     progress = Progress(database)
-    content = Content(database, progress)
+    content = Content(database, progress, keys.key_epoch)
     packs = Packs(content, remote, keys, state.spool, PackCache(state.cache, around.cache_bytes))
     return View(
         remote, keys, state, database, progress, Tree(database, progress), content, packs,
-        ChunkReader(content, packs),
+        ChunkReader(content, packs, keys),
     )  # fmt: skip
 
 
@@ -144,6 +167,8 @@ class Notices:
 
     all: list[str] = field(default_factory=list)
     private: list[str] = field(default_factory=list)
+    rebuilt: list[Rebuilt] = field(default_factory=list)
+    """The local state, if it could not be read and was made anew."""
 
 
 class Vault:
@@ -153,7 +178,16 @@ class Vault:
         self.view = view
         self.notices = notices.all
         self.private_notices = notices.private
+        self.rebuilt = notices.rebuilt
         self._clock_ns = around.clock_ns
+        self._is_running = False
+        self.myself = Myself(view.database)
+        self.identity = Identity(
+            self.myself, DeviceRows(view.database, view.tree), view.progress, around.random_bytes,
+            self.tell, around.device_name,
+        )  # fmt: skip
+        if around.chosen_name is not None:
+            self.identity.set_name(around.chosen_name)
         self.disk = Disk(view.state.path, view.remote)
         self.dirty = DirtyChunks()
         open_counts: dict[int, int] = {}
@@ -171,16 +205,16 @@ class Vault:
         )  # fmt: skip
         self.fs = Filesystem(
             view.tree, files, self.settler, view.progress, around.clock_ns,
-            self.disk.free_bytes, open_counts, around.device_name,
+            self.disk.free_bytes, open_counts, lambda: self.identity.name,
         )  # fmt: skip
         self.settler.before_all = files.restore_stranded
         self.publisher = Publisher(
             view.database, view.progress, view.content, spool, self.settler, view.remote,
-            view.keys, device_name=around.device_name, state_key=view.keys.state_database,
+            view.keys, device_name=lambda: self.identity.name, state_key=view.keys.state_database,
             clock_ns=around.clock_ns, random_bytes=around.random_bytes,
         )  # fmt: skip
         self.puller = Puller(view.database, view.progress, view.remote, view.keys)
-        self._device_name = around.device_name
+        self.publisher.keep = self.puller.keep = KeptLine(view.state.line).keep
         self.on_followed: Callable[[Followed], Awaitable[object]] = _nobody_looks
         """Awaited when the vault followed its line, with what that changed."""
         self.follower = Follower(
@@ -189,10 +223,23 @@ class Vault:
             random_bytes=around.random_bytes, on_followed=self._note_followed,
         )  # fmt: skip
         self.points = Points(view.database, view.tree, view.progress)
+        self.devices = Devices(
+            view.database, view.tree, view.progress, self.publisher,
+            lambda: self.identity.name, around.clock_ns,
+        )  # fmt: skip
+        self.conflicts = Conflicts(view.database, view.tree)
+        self.publisher.before_closing = self.conflicts.forget_resolved
+        self.news = News(view.database, view.progress, self.myself, self.conflicts)
         self.collector = Collector(
             view, self.settler, self._sealing, self.publisher, clock_ns=around.clock_ns,
-            keeping=self._keeping, on_dropped=view.packs.forget_dropped,
+            keeping=self._keeping, devices=self.devices, on_dropped=view.packs.forget_dropped,
         )  # fmt: skip
+
+    def tell(self, notice: str) -> None:
+        """Has a person know of something: at the opening, and in the log of a mount."""
+        self.notices.append(notice)
+        if self._is_running:
+            log.warning("%s", notice)
 
     def _keeping(self) -> Keeping:
         """What a clean-up keeps. Raises NewerFormat: then nothing is cleaned up."""
@@ -218,6 +265,8 @@ class Vault:
                 "below their newest bytes is damaged or out of reach; these are kept on this device"
             )
         self.fs.remove_orphans()
+        if self.myself.get("shared") is not None:
+            await leave_shared_packs(self.view, self._sealing, self.settler, self._spool)
 
     def _known_files(self) -> list[str]:
         names = [pack.name for pack in self.view.content.spooled_packs()]
@@ -228,29 +277,68 @@ class Vault:
         view = self.view
         return Replay(
             view.database, view.progress, view.tree, self.fs.exchange,
-            device_name=self._device_name, clock_ns=self._clock_ns,
+            device_name=self.identity.name, clock_ns=self._clock_ns,
         )  # fmt: skip
 
-    async def pull(self, *, accept_rollback: bool = False) -> None:
-        """Brings what others published; goes on with what is here if the remote is away."""
+    async def pull(self, *, accept_rollback: bool = False, only_look: bool = False) -> None:
+        """Brings what others published; goes on with what is here if the remote is away.
+
+        ``only_look`` goes on with what is here also where the remote is damaged or went back, and
+        takes nothing for the work of another device that came first.
+        """
+        if only_look and not self.view.remote.capabilities.atomic_create:
+            accept_rollback = True
+        is_new = not self.view.progress.published_epoch
         try:
             await self.follower.follow(mounted=False, accept_rollback=accept_rollback)
         except (VaultUnreachable, LoginNeeded) as error:
             if not self.view.progress.published_epoch:
                 raise
             self.notices.append(f"{error}; going on with what is on this device")
+        except KeyChanged as error:
+            if is_new:
+                raise
+            self.notices.append(str(error))
+        except CryptfsError as error:
+            if not only_look or not self.view.progress.published_epoch:
+                raise
+            log.info("looking at what is here: %s", error)
 
     async def follow(self) -> Followed:
         """Brings what others published while the vault is mounted."""
         return await self.follower.follow(mounted=True)
 
     async def _note_followed(self, followed: Followed) -> None:
-        for conflict in followed.conflicts:
-            self.private_notices.append(
-                f"{_shown(conflict.path)} was changed here and on another device; what was "
-                f"changed here is kept as {_shown(conflict.copy)}"
-            )
         await self.on_followed(followed)
+        for one in followed.conflicts:
+            self.private_notices.append(conflict_text(one.path, one.copy, self.identity.name))
+        if followed.conflicts and not self._is_running:  # else whoever asks next is told
+            self.news.note_told()
+        before = self.view.progress.device
+        self.identity.require_own_number(met_own_number=self.puller.take_met_own_number())
+        if self.view.progress.device != before:
+            await self.settler.settle()
+
+    def house_is_due(self) -> bool:
+        """Whether there is something to do in idle time."""
+        return self.devices.acknowledgement_is_due() or self.collector.is_due()
+
+    async def keep_house(self) -> None:
+        """Does what is due in idle time of a mount. Raises what publishing raises; where another
+        device is first, what that published comes in, and the rest is due again later.
+        """
+        try:
+            if self.devices.acknowledgement_is_due():
+                await self.devices.acknowledge()
+            if self.collector.is_due():
+                await self.collector.run_in_background()
+        except EpochTaken:
+            await self.follow()
+
+    async def finish_key_change(self) -> None:
+        """Publishes the first epoch of a new key, if a process died before it did."""
+        if self.view.progress.head_key_epoch < self.view.keys.key_epoch:
+            await self.follower.publish(mounted=False)
 
     def history(self, root_epoch: int | None = None) -> History:
         """Returns the past as a mount shows it; with an epoch it is the whole mount."""
@@ -261,15 +349,23 @@ class Vault:
 
         return History(view.database, view.tree, view.chunks, folders, root_epoch=root_epoch)
 
-    async def answer_about_points(self, request: Request) -> Answer:
-        """Answers what people ask about restore points, and makes what it changes durable."""
+    async def answer(self, request: Request) -> Answer:
+        """Answers what people ask about restore points, devices and conflicts, and makes what it
+        changes durable.
+        """
         await self.settler.gate.opened()
-        answer = answer_request(self.points, request, self._clock_ns())
+        if request.get("do") in DEVICE_REQUESTS:
+            answer = answer_about_devices(self.devices, self.identity, request)
+        elif request.get("do") in CONFLICT_REQUESTS:
+            answer = answer_about_conflicts(self.conflicts, self.view.tree, request)
+        else:
+            answer = answer_request(self.points, request, self._clock_ns())
         await self.settler.settle()
         return answer
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Starts what works in the background of a mount."""
+        self._is_running = True
         nursery.start_soon(self._sealing.run)
         await nursery.start(self.view.packs.run)
         await self.fs.run(nursery)
@@ -296,10 +392,6 @@ async def _nobody_looks(followed: Followed) -> None:
     """What changed does not matter to anybody."""
 
 
-def _shown(path: bytes) -> str:
-    return ascii(os.fsdecode(path))[1:-1]
-
-
 # -- opening -------------------------------------------------------------------------------
 
 
@@ -316,7 +408,7 @@ async def open_vault(
 
     ``accept_rollback`` goes on from a remote that went back: this device begins anew from it,
     because going on from the newer state would leave the other devices a gap; what was here is
-    moved aside. ``only_look`` shows what is here and does not compare.
+    moved aside. ``only_look`` shows what is here where the remote cannot be followed.
     Raises VaultBusy, RollbackError, VaultUnreachable (only when nothing is here yet).
     """
     state = StateFolder(around.state_root, unlocked.keys.vault_id)
@@ -356,18 +448,21 @@ async def _open_locked(
     only_look: bool = False,
 ) -> Vault:
     keys = unlocked.keys
+    finish_moving(state, keys.vault_id)
     if unlocked.header is not None:
         keep_header(state, remote.url, unlocked.header, keys)
     notices = Notices()
     database, is_new = _open_database(state, keys, around, notices)
     try:
+        _require_former_keys(database, keys)
         spool = Spool(state.spool, keys, around.random_bytes)
         vault = Vault(_view(remote, keys, state, database, around), spool, around, notices)
+        vault.identity.note_machine(around.machine_of(state.database), keys.vault_id)
         await vault.recover()
-        await vault.pull(accept_rollback=only_look)
-        progress = vault.view.progress
-        while is_new and progress.is_known_device(progress.device):
-            progress.set_device(_device_number(around.random_bytes))
+        vault.identity.is_new = is_new
+        await vault.pull(only_look=only_look)
+        vault.identity.is_new = False
+        vault.news.begin()
         await vault.settler.settle()
     except BaseException:
         database.close()
@@ -381,8 +476,8 @@ async def _open_locked(
 def _open_database(
     state: StateFolder, keys: VaultKeys, around: Surroundings, notices: Notices
 ) -> tuple[Database, bool]:
-    if state.database.exists():
-        try:
+    try:
+        if state.database.exists():
             database = Database(state.database, keys.state_database)
             try:
                 if not database.is_unfinished:
@@ -396,31 +491,53 @@ def _open_database(
                 database.close()
                 raise
             database.close()
-            state.database.unlink()
-        except StateDamaged as error:
-            waiting = sum(1 for _ in state.spool.iterdir())
-            names = unsaved_names(state.database, keys.state_database, _MOST_NAMED)
-            aside = state.move_damaged_aside()
-            notices.all.append(
-                f"{error}. It is being rebuilt from the vault; changes that were not published "
-                f"could not be saved ({waiting} packs of them are kept in {aside})"
-            )
-            if names:
-                shown = ", ".join(ascii(os.fsdecode(name))[1:-1] for name in names)
-                more = " and perhaps more" if len(names) == _MOST_NAMED else ""
-                notices.private.append(f"not saved, or not as they were last: {shown}{more}")
+        if state.was_used:
+            raise StateDamaged(f"the local state {state.database} is gone")
+        state.database.unlink(missing_ok=True)
+    except StateDamaged as error:
+        waiting = sum(1 for _ in state.spool.iterdir())
+        names = unsaved_names(state.database, keys.state_database, _MOST_NAMED)
+        rebuilt = Rebuilt(str(error), state.move_damaged_aside(), waiting, tuple(names))
+        notices.rebuilt.append(rebuilt)
+        notices.all.append(rebuilt.sentence)
+        if names:
+            shown = ", ".join(ascii(os.fsdecode(name))[1:-1] for name in names)
+            more = " and perhaps more" if len(names) == _MOST_NAMED else ""
+            notices.private.append(f"not saved, or not as they were last: {shown}{more}")
     return _create_database(state, keys, around), True
+
+
+def _require_former_keys(database: Database, keys: VaultKeys) -> None:
+    """Raises IntegrityError when it is not known how many keys the vault had before this one:
+    then nothing may be sealed in its name.
+    """
+    if Progress(database).least_key_epoch > keys.key_epoch:
+        raise IntegrityError(
+            "the former keys of this vault are not known here, because no header of it is whole; "
+            "make one, while the vault's place can be reached, with: cryptfs key add-password --key"
+        )
 
 
 def _create_database(state: StateFolder, keys: VaultKeys, around: Surroundings) -> Database:
     database = Database(state.database, keys.state_database, create=True)
-    Progress.create(database, device=_device_number(around.random_bytes), dedup=True)
+    Progress.create(
+        database,
+        device=random_device(around.random_bytes),
+        dedup=True,
+        key_epoch=keys.key_epoch,
+    )
     Tree(database, Progress(database)).add_root(os.getuid(), os.getgid(), around.clock_ns())
     return database
 
 
-def _device_number(random_bytes: RandomBytes) -> int:
-    return 1 + int.from_bytes(random_bytes(8), "big") % MAX_DEVICE
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A vault opened for one command; ``vault`` is None while it is mounted."""
+
+    view: View
+    vault: Vault | None
+    notices: list[str]
+    mountpoint: str = ""
 
 
 @asynccontextmanager
@@ -428,6 +545,18 @@ async def open_view(
     remote: Remote, unlocked: Unlocked, around: Surroundings, *, only_look: bool = False
 ) -> AsyncIterator[tuple[View, list[str]]]:
     """Opens the vault for reading: the newest state, or while it is mounted the settled one."""
+    async with open_as_it_is(remote, unlocked, around, only_look=only_look) as opened:
+        yield opened.view, opened.notices
+
+
+@asynccontextmanager
+async def open_as_it_is(
+    remote: Remote, unlocked: Unlocked, around: Surroundings, *, only_look: bool = False
+) -> AsyncIterator[Opened]:
+    """Opens the vault, or while it is mounted what is settled of it, read-only.
+
+    ``only_look`` opens it also where the remote is damaged or went back, as far as that goes.
+    """
     try:
         vault = await open_vault(remote, unlocked, around, only_look=only_look)
     except VaultBusy:
@@ -439,13 +568,14 @@ async def open_view(
         try:
             notice = f"the vault is mounted at {holder.mountpoint}: this is its settled state"
             with noting_damage(state):
-                yield _view(remote, unlocked.keys, state, database, around), [notice]
+                view = _view(remote, unlocked.keys, state, database, around)
+                yield Opened(view, None, [notice], holder.mountpoint)
         finally:
             database.close()
         return
     try:
         with noting_damage(vault.view.state):
-            yield vault.view, vault.notices + vault.private_notices
+            yield Opened(vault.view, vault, vault.notices + vault.private_notices)
     finally:
         vault.close()
 
@@ -487,15 +617,13 @@ async def init_vault(
     await check_vacant(remote)
     unlocked = Unlocked(key, VaultKeys.derive(key), None)
     slots = () if slot is None else (new_slot(unlocked, slot, 1, around.random_bytes),)
-    header = Header(
-        vault_id=unlocked.keys.vault_id, sequence=1, slots=() if slot_is_local else slots
-    )
+    header = new_header(unlocked.keys, 1, () if slot_is_local else slots)
     unlocked = Unlocked(key, unlocked.keys, header)
     vault = await open_vault(remote, unlocked, around)
     try:
         vault.view.progress.set_dedup(dedup)
         if slot_is_local:
-            local = Header(vault_id=unlocked.keys.vault_id, sequence=1, slots=slots)
+            local = new_header(unlocked.keys, 1, slots)
             write_atomically(vault.view.state.local_slots, encode_header(local, unlocked.keys))
         await vault.publisher.publish()
         await remote.create(header_name(1), encode_header(header, unlocked.keys))

@@ -61,7 +61,9 @@ def format_size(size_bytes: int) -> str:
 
 
 def format_age(then: str, now: float | None = None) -> str:
-    """``2024-05-01 14:30 (3 minutes ago)``, in local time, from ISO 8601."""
+    """``2024-05-01 14:30 (3 minutes ago)``, in local time, from ISO 8601. A time to come is what
+    a wrong clock said, here or elsewhere, and is shown as it is.
+    """
     moment = datetime.fromisoformat(then).astimezone()
     seconds = int((time.time() if now is None else now) - moment.timestamp())
     text = moment.strftime("%Y-%m-%d %H:%M")
@@ -92,6 +94,18 @@ def head_text(epoch: int, published_at: str, device: str) -> str:
 def count(number: int, one: str, many: str | None = None) -> str:
     """``1 file``, ``2 files``."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def resealing_text(left: dict[str, int]) -> str:
+    """How far the sealing anew is, after a change of the key."""
+    parts = []
+    if left["packs"]:
+        packs = f"{count(left['packs'], 'pack')} ({format_size(left['bytes'])})"
+        parts.append(f"{packs} left to be sealed anew")
+    if left["waiting_packs"]:
+        packs = f"{count(left['waiting_packs'], 'pack')} ({format_size(left['waiting_bytes'])})"
+        parts.append(f"{packs} of a former key set aside, to leave the vault")
+    return "; ".join(parts)
 
 
 def json_path(path: bytes) -> dict[str, str]:

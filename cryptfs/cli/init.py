@@ -57,7 +57,7 @@ the makers of this program, and not the place where the vault is stored.
 )
 @click.option("--no-dedup", is_flag=True, help="Store equal contents again each time.")
 @click.option("--yes", is_flag=True, help="Do not ask for a line of the key.")
-@click.option("--device-name", metavar="NAME", help="This device's name in the log.")
+@click.option("--device-name", metavar="NAME", help="What this device is called from now on.")
 @click.option("--json", "as_json", is_flag=True, help="Print the key and the vault's id as JSON.")
 def init(
     vault: str,
@@ -85,14 +85,16 @@ def init(
     slot = None
     if not no_password:
         password = choose_password(new_password, remote.url)
-        slot = SlotRequest(password, kdf_params(), around.device_name, time.time_ns())
+        slot = SlotRequest(
+            password, kdf_params(), around.chosen_name or around.device_name, time.time_ns()
+        )
     key = recovery_key.generate(around.random_bytes)
     if not as_json:
         print_key(key, show)
     elif not yes:
         print_key(key, say)
     if not yes:
-        _confirm_line(key)
+        confirm_line(key)
 
     async def make() -> str:
         try:
@@ -113,9 +115,11 @@ def init(
     say(f"The vault is ready. Mount it with: cryptfs mount {absolute_url(vault)} DIR")
 
 
-def print_key(key: RecoveryKey, tell: Callable[[str], None]) -> None:
+def print_key(
+    key: RecoveryKey, tell: Callable[[str], None], explanation: str = EXPLANATION
+) -> None:
     """Tells the four lines, and on standard error what they are."""
-    say(EXPLANATION)
+    say(explanation)
     for line in key.lines():
         tell(line)
     say("")
@@ -170,7 +174,8 @@ def _require_writable(root: os.PathLike[str]) -> None:
         ) from error
 
 
-def _confirm_line(key: RecoveryKey) -> None:
+def confirm_line(key: RecoveryKey) -> None:
+    """Returns when somebody has typed a line of the key."""
     number = 1 + secrets.randbelow(LINES)
     while True:
         typed = ask_line(f"To be sure that you have it, type line {number} of the key: ", "--yes")

@@ -74,7 +74,7 @@ _LONGEST_POLL: Final = 86_400
     help="Keep up to SIZE of what is downloaded here (500M, 10G). Default: a tenth of the free "
     "disk, at most 10G.",
 )
-@click.option("--device-name", metavar="NAME", help="This device's name in the log.")
+@click.option("--device-name", metavar="NAME", help="What this device is called from now on.")
 @click.option("--json", "as_json", is_flag=True, help="Print the status of the mount as JSON.")
 def mount(
     vault: str,
@@ -129,6 +129,7 @@ def mount(
         state_root=str(around.state_root),
         device_name=around.device_name,
         digits=unlocked.key.digits.decode(),
+        former=tuple(key.digits.decode() for key in unlocked.keys.former),
         read_only=read_only or at is not None,
         at=at,
         show_history=show_history,
@@ -141,6 +142,7 @@ def mount(
         poll=poll_seconds,
         allow_metered=allow_metered,
         cache_bytes=cache_bytes,
+        chosen_name=around.chosen_name,
     )
     state = StateFolder(around.state_root, unlocked.keys.vault_id)
     _remember(state, remote.url, unlocked)

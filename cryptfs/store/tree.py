@@ -166,6 +166,24 @@ class Tree:
         row = self._execute("SELECT parent FROM dirent WHERE inode = ?", (id,)).fetchone()
         return None if row is None else row[0]
 
+    def path(self, id: int) -> bytes | None:
+        """Returns the first path of an inode, from the root and without a leading slash; None if
+        none leads to it.
+        """
+        names: list[bytes] = []
+        seen: set[int] = set()
+        while id != ROOT_INODE:
+            row = self._execute(
+                "SELECT parent, name FROM dirent WHERE inode = ? ORDER BY parent, position LIMIT 1",
+                (id,),
+            ).fetchone()
+            if row is None or id in seen:
+                return None
+            seen.add(id)
+            id = row[0]
+            names.append(row[1])
+        return b"/".join(reversed(names))
+
     # -- extended attributes ---------------------------------------------------------------
 
     def xattr(self, inode: int, name: bytes) -> bytes | None:
