@@ -11,7 +11,7 @@ LONG_AGO, NOW = 0, 100
 
 
 def pack(id: int, size: int, live: int, lasting: int | None = None, in_files: int = 0) -> PackUse:
-    return PackUse(id, size, live, live if lasting is None else lasting, in_files, 1)
+    return PackUse(id, size, live, live if lasting is None else lasting, in_files, 1, 1)
 
 
 def plan(
