@@ -52,6 +52,8 @@ class MountRequest:
     fits the vault's place."""
     cache_bytes: int | None = None
     """How much of what is downloaded is kept; None: as the disk has room."""
+    chosen_name: str | None = None
+    """What this device is to be called from now on; else as it was, or ``device_name``."""
 
     def encode(self) -> bytes:
         return json.dumps(

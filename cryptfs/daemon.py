@@ -62,7 +62,11 @@ from cryptfs.sync.publish import Upload
 from cryptfs.sync.replay import Followed
 from cryptfs.sync.watch import FAR_SECONDS, FOLDER_SECONDS, LONGEST_SECONDS, Watch
 from cryptfs.unlock import Unlocked
+from cryptfs.upkeep.conflict_requests import CONFLICT_REQUESTS
+from cryptfs.upkeep.device_requests import DEVICE_REQUESTS, unseen_messages
 from cryptfs.upkeep.gc_plan import plan_message, report_message
+from cryptfs.upkeep.news import Doings
+from cryptfs.upkeep.point_requests import POINT_REQUESTS
 from cryptfs.upkeep.points import RestorePoint
 from cryptfs.vault import Surroundings, Vault, noting_damage, open_vault
 
@@ -105,7 +109,7 @@ class Mount:
             spooled_bytes=vault.view.content.spooled_bytes,
             paused=vault.view.state.is_paused,
             is_metered=is_metered if self._spares_the_network() else None,
-            housekeeping=Housekeeping(vault.collector.is_due, vault.collector.run_in_background),
+            housekeeping=Housekeeping(vault.house_is_due, vault.keep_house),
             watch=self._watch,
             publish=vault.follower.publish,
         )
@@ -250,6 +254,8 @@ class Mount:
         match request.get("do"):
             case "status":
                 await send_message(stream, self.status() | {"done": True})
+                if request.get("look"):
+                    self._vault.news.note_looked()
             case "publish":
                 await self._publish(stream)
             case "pause":
@@ -263,10 +269,8 @@ class Mount:
             case "limit":
                 self._limit(request)
                 await send_message(stream, self.status() | {"done": True})
-            case "keep" | "forget" | "policy" | "undelete":
-                answer = await self._vault.answer_about_points(
-                    request | {"read_only": self._request.read_only}
-                )
+            case what if what in POINT_REQUESTS | DEVICE_REQUESTS | CONFLICT_REQUESTS:
+                answer = await self._vault.answer(request | {"read_only": self._request.read_only})
                 await send_message(stream, answer | {"done": True})
             case "clean up":
                 await self._clean_up(request, stream)
@@ -307,6 +311,8 @@ class Mount:
             nursery.cancel_scope.cancel()
         notices = self._vault.private_notices[known:]
         await send_message(stream, self.status() | {"notices": notices, "done": True})
+        if notices:
+            self._vault.news.note_told()
 
     async def _clean_up(self, request: Message, stream: trio.SocketStream) -> None:
         """Cleans up, or says what that would do."""
@@ -317,6 +323,7 @@ class Mount:
             raise CryptfsError("the vault is mounted read-only; mount it for writing to clean up")
         else:
             answer = report_message(await collector.run())
+        answer["unseen_devices"] = unseen_messages(self._vault.devices)
         await send_message(stream, answer | {"done": True})
 
     def _limit(self, request: Message) -> None:
@@ -346,7 +353,8 @@ class Mount:
             "vault": self._request.url,
             "vault_id": vault.view.keys.vault_id.hex(),
             "read_only": self._request.read_only,
-            "device": self._request.device_name,
+            "device": vault.identity.name,
+            "device_number": progress.device,
             "epoch": progress.published_epoch,
             "at": None if self._at is None else self._at.epoch,
             "published_at": None if last is None else format_time(last.time_ns),
@@ -362,6 +370,10 @@ class Mount:
             "state": state.value,
             "problem": None if problem is None else self._advice(problem),
             "traffic": asdict(self._remote.traffic),
+            "others": [doings_message(one) for one in vault.news.doings()],
+            "conflicts": len(vault.conflicts.open()),
+            "new_conflicts": vault.news.new_conflicts(),
+            "unseen_devices": unseen_messages(vault.devices),
         }
 
     def _advice(self, problem: CryptfsError) -> str:
@@ -379,6 +391,18 @@ class Mount:
 def upload_message(upload: Upload) -> Message:
     """Returns how far an upload is."""
     return asdict(upload) | {"seconds_left": upload.seconds_left}
+
+
+def doings_message(one: Doings) -> Message:
+    """Returns what another device did."""
+    return {
+        "number": one.number,
+        "name": one.name,
+        "epochs": one.epochs,
+        "changed": one.changed,
+        "removed": one.removed,
+        "time": format_time(one.time_ns),
+    }
 
 
 def error_message(error: CryptfsError) -> Message:
@@ -466,6 +490,7 @@ async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
         kernel_time_ns,
         os.urandom,
         request.cache_bytes,
+        request.chosen_name,
     )
     vault = await open_vault(
         remote,

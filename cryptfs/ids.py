@@ -43,3 +43,8 @@ def first_id(device: int) -> int:
     if not 1 <= device <= MAX_DEVICE:
         raise ValueError(f"device number {device} is out of range")
     return device << DEVICE_SHIFT
+
+
+def random_device(random_bytes: RandomBytes) -> int:
+    """A number for a device that is new: any of them, because two new ones cannot agree."""
+    return 1 + int.from_bytes(random_bytes(8), "big") % MAX_DEVICE

@@ -17,6 +17,7 @@ from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.recovery_key import RecoveryKey
 from cryptfs.errors import (
     CryptfsError,
+    EpochTaken,
     LoginNeeded,
     OutOfSpace,
     RollbackError,
@@ -33,10 +34,13 @@ from cryptfs.fs.history import History
 from cryptfs.fs.reader import ChunkReader
 from cryptfs.fs.sealing import Sealing
 from cryptfs.fs.settle import Settler
-from cryptfs.ids import MAX_DEVICE, ClockNs, RandomBytes
+from cryptfs.ids import ClockNs, RandomBytes, random_device
 from cryptfs.remote.base import Remote
+from cryptfs.store.conflicts import Conflicts
 from cryptfs.store.content import Content
 from cryptfs.store.database import Database, StateDamaged, is_damage, unsaved_names
+from cryptfs.store.devices import DeviceRows
+from cryptfs.store.myself import Machine, Myself, machine_of
 from cryptfs.store.progress import Progress
 from cryptfs.store.spool import Spool, spool_file
 from cryptfs.store.state import StateFolder, write_atomically
@@ -50,9 +54,19 @@ from cryptfs.sync.pull import Puller
 from cryptfs.sync.replay import Followed, Replay
 from cryptfs.unlock import SlotRequest, Unlocked, keep_header, new_slot
 from cryptfs.upkeep.check_state import Rebuilt
+from cryptfs.upkeep.conflict_requests import (
+    CONFLICT_REQUESTS,
+    answer_about_conflicts,
+    conflict_text,
+)
+from cryptfs.upkeep.device_requests import DEVICE_REQUESTS, answer_about_devices
+from cryptfs.upkeep.devices import Devices
 from cryptfs.upkeep.gc import Collector, Keeping
+from cryptfs.upkeep.identity import Identity
+from cryptfs.upkeep.news import News
 from cryptfs.upkeep.point_requests import Answer, Request, answer_request
 from cryptfs.upkeep.points import Points
+from cryptfs.upkeep.shared_packs import leave_shared_packs
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +87,9 @@ class Surroundings:
     random_bytes: RandomBytes
     cache_bytes: int | None = None
     """How much of what is downloaded is kept here; None: as the disk has room."""
+    chosen_name: str | None = None
+    """What somebody wants this device to be called from now on, in place of ``device_name``."""
+    machine_of: Callable[[Path], Machine] = machine_of
 
 
 class Disk:
@@ -160,6 +177,14 @@ class Vault:
         self.private_notices = notices.private
         self.rebuilt = notices.rebuilt
         self._clock_ns = around.clock_ns
+        self._is_running = False
+        self.myself = Myself(view.database)
+        self.identity = Identity(
+            self.myself, DeviceRows(view.database, view.tree), view.progress, around.random_bytes,
+            self.tell, around.device_name,
+        )  # fmt: skip
+        if around.chosen_name is not None:
+            self.identity.set_name(around.chosen_name)
         self.disk = Disk(view.state.path, view.remote)
         self.dirty = DirtyChunks()
         open_counts: dict[int, int] = {}
@@ -177,17 +202,16 @@ class Vault:
         )  # fmt: skip
         self.fs = Filesystem(
             view.tree, files, self.settler, view.progress, around.clock_ns,
-            self.disk.free_bytes, open_counts, around.device_name,
+            self.disk.free_bytes, open_counts, lambda: self.identity.name,
         )  # fmt: skip
         self.settler.before_all = files.restore_stranded
         self.publisher = Publisher(
             view.database, view.progress, view.content, spool, self.settler, view.remote,
-            view.keys, device_name=around.device_name, state_key=view.keys.state_database,
+            view.keys, device_name=lambda: self.identity.name, state_key=view.keys.state_database,
             clock_ns=around.clock_ns, random_bytes=around.random_bytes,
         )  # fmt: skip
         self.puller = Puller(view.database, view.progress, view.remote, view.keys)
         self.publisher.keep = self.puller.keep = KeptLine(view.state.line).keep
-        self._device_name = around.device_name
         self.on_followed: Callable[[Followed], Awaitable[object]] = _nobody_looks
         """Awaited when the vault followed its line, with what that changed."""
         self.follower = Follower(
@@ -196,10 +220,23 @@ class Vault:
             random_bytes=around.random_bytes, on_followed=self._note_followed,
         )  # fmt: skip
         self.points = Points(view.database, view.tree, view.progress)
+        self.devices = Devices(
+            view.database, view.tree, view.progress, self.publisher,
+            lambda: self.identity.name, around.clock_ns,
+        )  # fmt: skip
+        self.conflicts = Conflicts(view.database, view.tree)
+        self.publisher.before_closing = self.conflicts.forget_resolved
+        self.news = News(view.database, view.progress, self.myself, self.conflicts)
         self.collector = Collector(
             view, self.settler, self._sealing, self.publisher, clock_ns=around.clock_ns,
-            keeping=self._keeping, on_dropped=view.packs.forget_dropped,
+            keeping=self._keeping, devices=self.devices, on_dropped=view.packs.forget_dropped,
         )  # fmt: skip
+
+    def tell(self, notice: str) -> None:
+        """Has a person know of something: at the opening, and in the log of a mount."""
+        self.notices.append(notice)
+        if self._is_running:
+            log.warning("%s", notice)
 
     def _keeping(self) -> Keeping:
         """What a clean-up keeps. Raises NewerFormat: then nothing is cleaned up."""
@@ -225,6 +262,8 @@ class Vault:
                 "below their newest bytes is damaged or out of reach; these are kept on this device"
             )
         self.fs.remove_orphans()
+        if self.myself.get("shared") is not None:
+            await leave_shared_packs(self.view, self._sealing, self.settler, self._spool)
 
     def _known_files(self) -> list[str]:
         names = [pack.name for pack in self.view.content.spooled_packs()]
@@ -235,7 +274,7 @@ class Vault:
         view = self.view
         return Replay(
             view.database, view.progress, view.tree, self.fs.exchange,
-            device_name=self._device_name, clock_ns=self._clock_ns,
+            device_name=self.identity.name, clock_ns=self._clock_ns,
         )  # fmt: skip
 
     async def pull(self, *, accept_rollback: bool = False, only_look: bool = False) -> None:
@@ -262,12 +301,31 @@ class Vault:
         return await self.follower.follow(mounted=True)
 
     async def _note_followed(self, followed: Followed) -> None:
-        for conflict in followed.conflicts:
-            self.private_notices.append(
-                f"{_shown(conflict.path)} was changed here and on another device; what was "
-                f"changed here is kept as {_shown(conflict.copy)}"
-            )
         await self.on_followed(followed)
+        for one in followed.conflicts:
+            self.private_notices.append(conflict_text(one.path, one.copy, self.identity.name))
+        if followed.conflicts and not self._is_running:  # else whoever asks next is told
+            self.news.note_told()
+        before = self.view.progress.device
+        self.identity.require_own_number(met_own_number=self.puller.take_met_own_number())
+        if self.view.progress.device != before:
+            await self.settler.settle()
+
+    def house_is_due(self) -> bool:
+        """Whether there is something to do in idle time."""
+        return self.devices.acknowledgement_is_due() or self.collector.is_due()
+
+    async def keep_house(self) -> None:
+        """Does what is due in idle time of a mount. Raises what publishing raises; where another
+        device is first, what that published comes in, and the rest is due again later.
+        """
+        try:
+            if self.devices.acknowledgement_is_due():
+                await self.devices.acknowledge()
+            if self.collector.is_due():
+                await self.collector.run_in_background()
+        except EpochTaken:
+            await self.follow()
 
     def history(self, root_epoch: int | None = None) -> History:
         """Returns the past as a mount shows it; with an epoch it is the whole mount."""
@@ -278,15 +336,23 @@ class Vault:
 
         return History(view.database, view.tree, view.chunks, folders, root_epoch=root_epoch)
 
-    async def answer_about_points(self, request: Request) -> Answer:
-        """Answers what people ask about restore points, and makes what it changes durable."""
+    async def answer(self, request: Request) -> Answer:
+        """Answers what people ask about restore points, devices and conflicts, and makes what it
+        changes durable.
+        """
         await self.settler.gate.opened()
-        answer = answer_request(self.points, request, self._clock_ns())
+        if request.get("do") in DEVICE_REQUESTS:
+            answer = answer_about_devices(self.devices, self.identity, request)
+        elif request.get("do") in CONFLICT_REQUESTS:
+            answer = answer_about_conflicts(self.conflicts, self.view.tree, request)
+        else:
+            answer = answer_request(self.points, request, self._clock_ns())
         await self.settler.settle()
         return answer
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Starts what works in the background of a mount."""
+        self._is_running = True
         nursery.start_soon(self._sealing.run)
         await nursery.start(self.view.packs.run)
         await self.fs.run(nursery)
@@ -311,10 +377,6 @@ class Vault:
 
 async def _nobody_looks(followed: Followed) -> None:
     """What changed does not matter to anybody."""
-
-
-def _shown(path: bytes) -> str:
-    return ascii(os.fsdecode(path))[1:-1]
 
 
 # -- opening -------------------------------------------------------------------------------
@@ -380,13 +442,12 @@ async def _open_locked(
     try:
         spool = Spool(state.spool, keys, around.random_bytes)
         vault = Vault(_view(remote, keys, state, database, around), spool, around, notices)
+        vault.identity.note_machine(around.machine_of(state.database), keys.vault_id)
         await vault.recover()
+        vault.identity.is_new = is_new
         await vault.pull(only_look=only_look)
-        progress = vault.view.progress
-        # A state that was put back to an older copy would give out its ids a second time.
-        needs_number = is_new or vault.puller.met_itself
-        while needs_number and progress.is_known_device(progress.device):
-            progress.set_device(_device_number(around.random_bytes))
+        vault.identity.is_new = False
+        vault.news.begin()
         await vault.settler.settle()
     except BaseException:
         database.close()
@@ -433,13 +494,9 @@ def _open_database(
 
 def _create_database(state: StateFolder, keys: VaultKeys, around: Surroundings) -> Database:
     database = Database(state.database, keys.state_database, create=True)
-    Progress.create(database, device=_device_number(around.random_bytes), dedup=True)
+    Progress.create(database, device=random_device(around.random_bytes), dedup=True)
     Tree(database, Progress(database)).add_root(os.getuid(), os.getgid(), around.clock_ns())
     return database
-
-
-def _device_number(random_bytes: RandomBytes) -> int:
-    return 1 + int.from_bytes(random_bytes(8), "big") % MAX_DEVICE
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from cryptfs.remote.base import Remote
 from cryptfs.remote.folder import FolderRemote
 from cryptfs.store import database
 from cryptfs.store.database import Database
+from cryptfs.store.myself import Machine
 from cryptfs.store.tree import Inode
 from cryptfs.unlock import Unlocked
 from cryptfs.vault import Surroundings, Vault, init_vault, open_vault
@@ -74,6 +75,8 @@ class Device:
         self._starts = 0
         self._copies = 0
         self.clock = CountingClock()
+        # A copy is the machine after a death, and no second one, unless a test says so.
+        self.machine_of: Callable[[Path], Machine] = lambda database: Machine("", 0)
 
     @property
     def state(self) -> Path:
@@ -96,7 +99,9 @@ class Device:
         """New for each life: no machine draws the same random bytes twice."""
         self._starts += 1
         random_bytes = SeededBytes(f"{self._seed}, start {self._starts}")
-        return Surroundings(self.folder / "state", self.name, self.clock, random_bytes)
+        return Surroundings(
+            self.folder / "state", self.name, self.clock, random_bytes, machine_of=self.machine_of
+        )
 
     def remote(self) -> Remote:
         return self.around_remote(FolderRemote(self.remote_folder))

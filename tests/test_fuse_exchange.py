@@ -113,6 +113,8 @@ async def test_a_writer_gets_a_conflict_copy(device: Device, size: int) -> None:
     async with other.opened() as vault:
         assert await read_file(vault, copy) == expected
         assert await read_file(vault, b"file") == NEW
+        (conflict,) = vault.conflicts.open()
+        assert (conflict.original.path, conflict.copy.path) == (b"file", copy)
 
 
 async def test_cutting_is_writing(device: Device) -> None:

@@ -61,7 +61,9 @@ def format_size(size_bytes: int) -> str:
 
 
 def format_age(then: str, now: float | None = None) -> str:
-    """``2024-05-01 14:30 (3 minutes ago)``, in local time, from ISO 8601."""
+    """``2024-05-01 14:30 (3 minutes ago)``, in local time, from ISO 8601. A time to come is what
+    a wrong clock said, here or elsewhere, and is shown as it is.
+    """
     moment = datetime.fromisoformat(then).astimezone()
     seconds = int((time.time() if now is None else now) - moment.timestamp())
     text = moment.strftime("%Y-%m-%d %H:%M")

@@ -8,6 +8,7 @@ import click
 import trio
 
 from cryptfs.cli.asking import SecretSource, secret_options
+from cryptfs.cli.devices import unseen_text
 from cryptfs.cli.display import count, format_size, say, show, show_json, warn
 from cryptfs.cli.examples import examples
 from cryptfs.cli.limits import Limits, limit_options
@@ -15,6 +16,7 @@ from cryptfs.cli.opening import opened_vault
 from cryptfs.cli.places import Mounted, find_mounted, raise_error
 from cryptfs.control import Message, ask
 from cryptfs.errors import CryptfsError, UsageError
+from cryptfs.upkeep.device_requests import unseen_messages
 from cryptfs.upkeep.gc_plan import GRACE_DAYS, plan_message, report_message
 
 
@@ -61,7 +63,7 @@ def _of_mounted(mounted: Mounted, dry_run: bool, yes: bool, as_json: bool) -> No
         answer.pop("done", None)
         return answer
 
-    if not _agreed(do(True), dry_run, yes, as_json):
+    if not _agreed(do(True), mounted.mountpoint, dry_run, yes, as_json):
         return
     _tell(do(False), as_json)
 
@@ -70,18 +72,21 @@ async def _of_unmounted(
     place: str, secret: SecretSource, dry_run: bool, yes: bool, limits: Limits, as_json: bool
 ) -> None:
     async with opened_vault(place, secret, limits.treatment) as vault:
-        plan = plan_message(await vault.collector.plan())
-        if _agreed(plan, dry_run, yes, as_json):
-            _tell(report_message(await vault.collector.run()), as_json)
+        unseen = {"unseen_devices": unseen_messages(vault.devices)}
+        plan = plan_message(await vault.collector.plan()) | unseen
+        if _agreed(plan, place, dry_run, yes, as_json):
+            _tell(report_message(await vault.collector.run()) | unseen, as_json)
 
 
-def _agreed(plan: Message, dry_run: bool, yes: bool, as_json: bool) -> bool:
+def _agreed(plan: Message, place: str, dry_run: bool, yes: bool, as_json: bool) -> bool:
     """Shows the plan; whether it is to be carried out."""
     if as_json and dry_run:
         show_json(plan)
     elif not as_json:
         for line in plan_lines(plan):
             show(line)
+        for device in plan["unseen_devices"]:
+            warn(unseen_text(device, place))
     if dry_run:
         return False
     if yes or plan["nothing_to_do"]:

@@ -57,7 +57,7 @@ the makers of this program, and not the place where the vault is stored.
 )
 @click.option("--no-dedup", is_flag=True, help="Store equal contents again each time.")
 @click.option("--yes", is_flag=True, help="Do not ask for a line of the key.")
-@click.option("--device-name", metavar="NAME", help="This device's name in the log.")
+@click.option("--device-name", metavar="NAME", help="What this device is called from now on.")
 @click.option("--json", "as_json", is_flag=True, help="Print the key and the vault's id as JSON.")
 def init(
     vault: str,
@@ -85,7 +85,9 @@ def init(
     slot = None
     if not no_password:
         password = choose_password(new_password, remote.url)
-        slot = SlotRequest(password, kdf_params(), around.device_name, time.time_ns())
+        slot = SlotRequest(
+            password, kdf_params(), around.chosen_name or around.device_name, time.time_ns()
+        )
     key = recovery_key.generate(around.random_bytes)
     if not as_json:
         print_key(key, show)

@@ -6,6 +6,7 @@ import click
 import trio
 
 from cryptfs.cli.asking import SecretSource, secret_options
+from cryptfs.cli.devices import device_texts
 from cryptfs.cli.display import format_age, printable, show_json, show_table
 from cryptfs.cli.examples import examples
 from cryptfs.cli.opening import opened_view
@@ -47,11 +48,12 @@ def log(place: str, secret: SecretSource, as_json: bool) -> None:
             ]
         )
         return
+    names = device_texts({epoch.device: epoch.device_name for epoch, _, _ in points})
     rows = [
         (
             str(epoch.number),
             format_age(format_time(epoch.time_ns)),
-            printable(epoch.device_name),
+            names[epoch.device],
             f"{changes.added:,}",
             f"{changes.changed:,}",
             f"{changes.removed:,}",

@@ -27,6 +27,8 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 
 from cryptfs.cli.check import check
+from cryptfs.cli.conflicts import conflicts
+from cryptfs.cli.devices import devices
 from cryptfs.cli.diff import diff
 from cryptfs.cli.display import warn
 from cryptfs.cli.gc import gc
@@ -75,7 +77,7 @@ def cryptfs() -> None:
 
 for command in (
     init, mount, umount, sync, status, log, diff, restore, undelete, keep, forget, policy, check,
-    gc, key,
+    gc, devices, conflicts, key,
 ):  # fmt: skip
     cryptfs.add_command(command)
 for command in (remotes, login, logout):

@@ -74,7 +74,7 @@ _LONGEST_POLL: Final = 86_400
     help="Keep up to SIZE of what is downloaded here (500M, 10G). Default: a tenth of the free "
     "disk, at most 10G.",
 )
-@click.option("--device-name", metavar="NAME", help="This device's name in the log.")
+@click.option("--device-name", metavar="NAME", help="What this device is called from now on.")
 @click.option("--json", "as_json", is_flag=True, help="Print the status of the mount as JSON.")
 def mount(
     vault: str,
@@ -141,6 +141,7 @@ def mount(
         poll=poll_seconds,
         allow_metered=allow_metered,
         cache_bytes=cache_bytes,
+        chosen_name=around.chosen_name,
     )
     state = StateFolder(around.state_root, unlocked.keys.vault_id)
     _remember(state, remote.url, unlocked)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import trio
+
 from cryptfs.cli.asking import SecretSource, open_with
 from cryptfs.cli.display import warn
-from cryptfs.cli.places import remote_of, surroundings
+from cryptfs.cli.places import find_mounted, remote_of, surroundings
+from cryptfs.control import Message
+from cryptfs.errors import LoginNeeded, VaultUnreachable
 from cryptfs.remote.stack import Treatment
 from cryptfs.vault import Vault, View, noting_damage, open_vault, open_view
 
@@ -31,6 +35,29 @@ async def opened_vault(
             vault.close()
     finally:
         await remote.close()
+
+
+def ask_vault(place: str, secret: SecretSource, request: Message, *, changes: bool) -> Message:
+    """The answer of the mounted vault, or of this process, which opens it, and publishes what
+    the request changes.
+    """
+    mounted = find_mounted(place)
+    if mounted is None:
+        return trio.run(_ask_unmounted, place, secret, request, changes)
+    return {key: value for key, value in mounted.ask(request).items() if key != "done"}
+
+
+async def _ask_unmounted(
+    place: str, secret: SecretSource, request: Message, changes: bool
+) -> Message:
+    async with opened_vault(place, secret) as vault:
+        answer = await vault.answer(request)
+        if changes:
+            try:
+                await vault.follower.publish(mounted=False)
+            except (VaultUnreachable, LoginNeeded) as error:
+                warn(f"{error}; it is noted here, and published with the next changes")
+        return answer
 
 
 @asynccontextmanager

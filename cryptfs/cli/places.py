@@ -13,7 +13,7 @@ from typing import Final
 
 from cryptfs.control import Message, conversation
 from cryptfs.errors import CryptfsError, UsageError
-from cryptfs.format.display_text import check_display_text
+from cryptfs.format.display_text import MAX_DEVICE_NAME, check_device_name
 from cryptfs.remote.base import Remote
 from cryptfs.remote.location import open_remote
 from cryptfs.remote.stack import Stack, Treatment
@@ -44,18 +44,18 @@ def device_name(given: str | None = None) -> str:
     """The name that this device has in ``cryptfs log``: as given, or the host's."""
     if given is not None:
         try:
-            check_display_text(given, "the device name")
+            check_device_name(given)
         except CryptfsError as error:
             raise UsageError(str(error)) from error
-        if not given.strip():
-            raise UsageError("the device name is empty")
         return given
-    return re.sub(r"[^\w. -]", "", socket.gethostname())[:60].strip() or "unnamed"
+    host = re.sub(r"[^\w. -]", "", socket.gethostname())[:MAX_DEVICE_NAME].strip()
+    return "unnamed" if not host or host.isdigit() else host
 
 
 def surroundings(name: str | None = None) -> Surroundings:
-    """What a vault needs of this process and machine."""
-    return Surroundings(state_root(), device_name(name), time.time_ns, os.urandom)
+    """What a vault needs of this process and machine; ``name`` if somebody chose one for it."""
+    device_name(name)
+    return Surroundings(state_root(), device_name(), time.time_ns, os.urandom, chosen_name=name)
 
 
 def absolute_url(vault: str) -> str:
@@ -123,6 +123,33 @@ def find_mounted(place: str) -> Mounted | None:
         if real in map(os.path.realpath, names):
             return mounted
     return None
+
+
+def the_mounted() -> Mounted:
+    """The one vault that is mounted, for a command that was given none. Raises UsageError."""
+    found = list(mounted_vaults())
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UsageError("no vault is mounted here; say which one is meant: its folder or URL")
+    raise UsageError(
+        "several vaults are mounted; say which one is meant: "
+        + ", ".join(mounted.mountpoint for mounted in found)
+    )
+
+
+def without_links(path: str) -> str:
+    """The absolute path. Folders above it may be gone, and it is not followed itself."""
+    whole = os.path.abspath(path)
+    return os.path.join(os.path.realpath(os.path.dirname(whole)), os.path.basename(whole))
+
+
+def mount_of(path: str, instead: str) -> Mounted:
+    """The mounted vault that a path without links lies in. Raises UsageError."""
+    for mounted in mounted_vaults():
+        if path.startswith(os.path.realpath(mounted.mountpoint).rstrip("/") + "/"):
+            return mounted
+    raise UsageError(f"{path} lies in no mounted vault; mount it first, or {instead}")
 
 
 def remote_of(place: str, treatment: Treatment | None = None) -> Stack:

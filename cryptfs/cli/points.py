@@ -6,15 +6,13 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import click
-import trio
 
 from cryptfs.cli.asking import SecretSource, secret_options
-from cryptfs.cli.display import count, format_age, printable, say, show_json, show_table, warn
+from cryptfs.cli.display import count, format_age, printable, say, show_json, show_table
 from cryptfs.cli.examples import examples
-from cryptfs.cli.opening import opened_vault
-from cryptfs.cli.places import find_mounted
-from cryptfs.control import Message, format_time
-from cryptfs.errors import LoginNeeded, UsageError, VaultUnreachable
+from cryptfs.cli.opening import ask_vault
+from cryptfs.control import format_time
+from cryptfs.errors import UsageError
 from cryptfs.upkeep.points import RestorePoint
 
 _FOR_EVER: Final = "for-ever"
@@ -55,7 +53,7 @@ def keep(place: str, point: str, name: str, secret: SecretSource, as_json: bool)
 
     POINT is an epoch, a name, or a time. A mounted vault needs no password.
     """
-    answer = _ask(place, secret, {"do": "keep", "point": point, "name": name})
+    answer = ask_vault(place, secret, {"do": "keep", "point": point, "name": name}, changes=True)
     if as_json:
         show_json(answer)
     else:
@@ -72,7 +70,7 @@ def forget(place: str, point: str, secret: SecretSource, as_json: bool) -> None:
 
     What is in the vault now is not touched.
     """
-    answer = _ask(place, secret, {"do": "forget", "point": point})
+    answer = ask_vault(place, secret, {"do": "forget", "point": point}, changes=True)
     if as_json:
         show_json(answer)
     else:
@@ -118,7 +116,7 @@ def policy(place: str, secret: SecretSource, as_json: bool, **counts: int | str 
         for name, value in counts.items()
         if value is not None
     }
-    answer = _ask(place, secret, {"do": "policy", "set": changes})
+    answer = ask_vault(place, secret, {"do": "policy", "set": changes}, changes=bool(changes))
     if as_json:
         show_json(answer)
         return
@@ -130,22 +128,3 @@ def policy(place: str, secret: SecretSource, as_json: bool, **counts: int | str 
     show_table(("keep", "number>", "what"), rows)
     kept, points = answer["kept"], answer["points"]
     say(f"This keeps {kept:,} of {count(points, 'restore point')}, {answer['named']:,} by name.")
-
-
-def _ask(place: str, secret: SecretSource, request: Message) -> Message:
-    """The answer of the mounted vault, or of this process, which opens and publishes it."""
-    mounted = find_mounted(place)
-    if mounted is None:
-        return trio.run(_ask_unmounted, place, secret, request)
-    return {key: value for key, value in mounted.ask(request).items() if key != "done"}
-
-
-async def _ask_unmounted(place: str, secret: SecretSource, request: Message) -> Message:
-    async with opened_vault(place, secret) as vault:
-        answer = await vault.answer_about_points(request)
-        if request["do"] != "policy" or request["set"]:
-            try:
-                await vault.follower.publish(mounted=False)
-            except (VaultUnreachable, LoginNeeded) as error:
-                warn(f"{error}; it is noted here, and published with the next changes")
-        return answer

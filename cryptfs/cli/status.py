@@ -9,6 +9,7 @@ from typing import Final
 
 import click
 
+from cryptfs.cli.devices import device_texts, unseen_text
 from cryptfs.cli.display import (
     count,
     format_age,
@@ -51,7 +52,7 @@ def status(place: str | None, as_json: bool, watch: bool) -> None:
     if watch:
         _watch(place, as_json)
         return
-    found = _look(place)
+    found = _look(place, tell=not as_json)
     if as_json:
         show_json(found)
     elif isinstance(found, dict):
@@ -64,11 +65,11 @@ def status(place: str | None, as_json: bool, watch: bool) -> None:
         show(_NOTHING)
 
 
-def _look(place: str | None) -> Message | list[Message]:
-    """The status of one vault, or of all."""
+def _look(place: str | None, *, tell: bool = False) -> Message | list[Message]:
+    """The status of one vault, or of all; ``tell``: what is new is news no longer."""
     if place is not None:
-        return _status_of(find_state(place))
-    return [_status_of(state) for state in known_states(state_root()) if state.seen()]
+        return _status_of(find_state(place), tell)
+    return [_status_of(state, tell) for state in known_states(state_root()) if state.seen()]
 
 
 def _watch(place: str | None, as_json: bool, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -93,13 +94,13 @@ def _text(found: Message | list[Message]) -> str:
     return "\n\n".join(map(_text, found)) or _NOTHING
 
 
-def _status_of(state: StateFolder) -> Message:
+def _status_of(state: StateFolder, tell: bool) -> Message:
     holder = state.holder()
     seen = state.seen() or Seen("", state.path.name)
     if holder is not None and holder.mountpoint:
         mounted = Mounted(seen.url, holder.mountpoint, holder.pid, state)
         try:
-            answer = mounted.ask({"do": "status"})
+            answer = mounted.ask({"do": "status", "look": tell})
         except CryptfsError as error:
             return unmounted_status(state, seen, holder) | {"problem": str(error)}
         return {key: value for key, value in answer.items() if key != "done"} | {"mounted": True}
@@ -119,6 +120,7 @@ def unmounted_status(
         "vault_id": seen.vault_id,
         "read_only": None,
         "device": None,
+        "device_number": None,
         "epoch": None,
         "at": None,
         "published_at": None,
@@ -134,6 +136,10 @@ def unmounted_status(
         "state": "paused" if state.is_paused else None,
         "problem": None,
         "traffic": None,
+        "others": None,
+        "conflicts": None,
+        "new_conflicts": None,
+        "unseen_devices": None,
         "mounted": False,
     }
 
@@ -162,6 +168,7 @@ def _lines(one: Message) -> Iterator[str]:
     yield f"last epoch   {one['epoch']}, {_published(one)}"
     entries = count(one["inodes"], "entry", "entries")
     yield f"content      {entries}, {format_size(one['size_bytes'])}"
+    yield from _news(one)
     yield f"dirty        {format_size(one['dirty_bytes'])}"
     yield f"unpublished  {_unpublished(one)}"
     yield f"syncing      {_state(one)}"
@@ -175,6 +182,29 @@ def _lines(one: Message) -> Iterator[str]:
         f"saved        {format_size(one['compression_saved_bytes'])} by compression, "
         f"{format_size(one['dedup_saved_bytes'])} by storing equal content once (on this device)"
     )
+
+
+def _news(one: Message) -> Iterator[str]:
+    """What others did, and what waits for a person."""
+    names = {other["number"]: other["name"] for other in one["others"]}
+    texts = device_texts(names | {one["device_number"]: one["device"]})
+    for other in one["others"]:
+        files = f"{count(other['changed'], 'file')}"
+        if other["removed"]:
+            files += f", {other['removed']:,} removed"
+        yield (
+            f"news         {count(other['epochs'], 'new epoch')} from {texts[other['number']]} "
+            f"({files}), {format_age(other['time'])}"
+        )
+    for sentence in one["new_conflicts"]:
+        yield f"conflict     {sentence}"
+    if one["conflicts"]:
+        yield (
+            f"conflicts    {one['conflicts']} to be resolved; see: "
+            f"cryptfs conflicts {one['mountpoint']}"
+        )
+    for device in one["unseen_devices"]:
+        yield f"devices      {unseen_text(device, one['mountpoint'])}"
 
 
 def _state(one: Message) -> str:

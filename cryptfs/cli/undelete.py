@@ -12,7 +12,7 @@ import click
 
 from cryptfs.cli.display import format_age, printable, say, show_json
 from cryptfs.cli.examples import examples
-from cryptfs.cli.places import Mounted, mounted_vaults
+from cryptfs.cli.places import mount_of, without_links
 from cryptfs.cli.points import at_option
 from cryptfs.control import format_time
 from cryptfs.errors import CryptfsError, UsageError
@@ -34,8 +34,8 @@ def undelete(path: str, at: str | None, as_json: bool) -> None:
     It comes with everything below it, from the newest restore point that has it. What is there
     is never overwritten.
     """
-    wanted = _without_links(path)
-    mounted = _mount_of(wanted)
+    wanted = without_links(path)
+    mounted = mount_of(wanted, "use: cryptfs restore --at")
     if os.path.lexists(wanted):
         raise UsageError(
             f"{path} is there; move it aside first, or look at its past in "
@@ -58,21 +58,6 @@ def undelete(path: str, at: str | None, as_json: bool) -> None:
             f"{printable(path)} is back, as it was at restore point {answer['epoch']}, "
             f"{format_age(time)}."
         )
-
-
-def _without_links(path: str) -> str:
-    """The absolute path. Folders above it may be gone, and it is not followed itself."""
-    whole = os.path.abspath(path)
-    return os.path.join(os.path.realpath(os.path.dirname(whole)), os.path.basename(whole))
-
-
-def _mount_of(path: str) -> Mounted:
-    for mounted in mounted_vaults():
-        if path.startswith(os.path.realpath(mounted.mountpoint).rstrip("/") + "/"):
-            return mounted
-    raise UsageError(
-        f"{path} lies in no mounted vault; mount it first, or use: cryptfs restore --at"
-    )
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -26,3 +26,28 @@ def check_display_text(text: str, what: str) -> None:
         raise FormatError(f"{what} holds the character U+{ord(found[0]):04X}")
     if len(text) > MAX_TEXT_BYTES or len(text.encode("utf-8")) > MAX_TEXT_BYTES:
         raise FormatError(f"{what} is longer than {MAX_TEXT_BYTES} bytes")
+
+
+MAX_DEVICE_NAME: Final = 60
+
+
+def check_device_name(name: str) -> None:
+    """Raises `FormatError` for a name that no device is to be given here.
+
+    Stricter than the format, which reads what others wrote: the name goes into the names of
+    conflict copies, and into tables beside other names, where what does not show would mislead.
+    """
+    check_display_text(name, "the device name")
+    if not name.strip():
+        raise FormatError("the device name is empty; choose one such as 'laptop'")
+    if name != name.strip():
+        raise FormatError("the device name begins or ends with a space")
+    if len(name) > MAX_DEVICE_NAME:
+        raise FormatError(f"the device name is longer than {MAX_DEVICE_NAME} characters")
+    if "/" in name:
+        raise FormatError("the device name holds a /, which no file name can")
+    hidden = next((character for character in name if not character.isprintable()), None)
+    if hidden is not None:
+        raise FormatError(f"the device name holds the character U+{ord(hidden):04X}")
+    if name.isascii() and name.isdigit():
+        raise FormatError("a device name of digits would be taken for a device's number")

@@ -19,6 +19,7 @@ from cryptfs.format.conflict_name import conflict_name
 from cryptfs.fs.nodes import Nodes
 from cryptfs.fs.settle import Gate
 from cryptfs.ids import ROOT_INODE, ClockNs
+from cryptfs.store.conflicts import ConflictRecord, put_conflict
 from cryptfs.store.tree import Tree
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class Exchange:
         open_counts: dict[int, int],
         orphans: set[int],
         clock_ns: ClockNs,
-        device_name: str,
+        device_name: Callable[[], str],
     ):
         self.nodes = Nodes()
         self.on_named: Callable[[int, bytes], None] = lambda parent, name: None
@@ -132,12 +133,16 @@ class Exchange:
         if folder is None or not stat.S_ISDIR(folder.mode):
             parent = ROOT_INODE
         copy = conflict_name(
-            name, self._device_name, now, lambda name: self._tree.entry(parent, name) is not None
+            name, self._device_name(), now, lambda name: self._tree.entry(parent, name) is not None
         )
         self._tree.remove_orphan(row)
         self._tree.add_entry(parent, copy, row)
         self._tree.change_links(row, +1, now)
         self._tree.touch_directory(parent, now)
+        original = self._tree.path(place.row)
+        if place.row != row and original is not None:
+            record = ConflictRecord(place.row, original, self._device_name(), now)
+            put_conflict(self._tree, row, record)
         log.warning(
             "a file that another device replaced or deleted was open here and is changed: what is "
             "written is kept beside it as a conflict copy"

@@ -62,7 +62,7 @@ class Filesystem:
         clock_ns: ClockNs,
         free_bytes: Callable[[], int],
         open_counts: dict[int, int],
-        device_name: str,
+        device_name: Callable[[], str],
     ):
         self._tree = tree
         self.files = files

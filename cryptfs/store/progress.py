@@ -8,7 +8,7 @@ from typing import Final
 
 from cryptfs.ids import first_id
 from cryptfs.store.database import Database
-from cryptfs.store.schema import SCHEMA_VERSION, STEPPED_BACK
+from cryptfs.store.schema import SCHEMA_VERSION, STEPPED_BACK, TREE_TABLES
 
 MOST_STEPS_BACK: Final = 16
 """So many of its newest epochs a device can take back, where another one was first after all."""
@@ -134,10 +134,14 @@ class Progress:
         return self._database.value("SELECT 1 FROM device WHERE number = ?", (number,)) is not None
 
     def name_device(self, number: int, name: str) -> None:
-        """Makes the device known to the vault with the epoch that is open now."""
+        """Makes the device known to the vault with the epoch that is open now.
+
+        Each of its epochs does so anew: whoever published an epoch has seen all before it, so
+        ``since`` of its row tells the others what they need not keep for it.
+        """
         self._database.execute(
             "INSERT INTO device VALUES (?, ?, ?) ON CONFLICT (number) DO UPDATE SET "
-            "name = excluded.name, since = excluded.since WHERE name <> excluded.name",
+            "name = excluded.name, since = excluded.since",
             (number, name, self.open_epoch),
         )
 
@@ -173,6 +177,17 @@ class Progress:
         """Remembers the very bytes that will be uploaded; the caller settles."""
         self._database.execute("UPDATE publication SET digest = ? WHERE epoch = ?", (digest, epoch))
         self._database.many("INSERT INTO publication_part VALUES (?, ?, ?)", parts)
+        self._database.execute("INSERT OR IGNORE INTO made_commit VALUES (?, ?)", (digest, epoch))
+        self._database.execute(
+            "DELETE FROM made_commit WHERE epoch < ?", (epoch - MOST_STEPS_BACK,)
+        )
+
+    def has_made(self, digest: bytes) -> bool:
+        """Whether this device built the commit of this digest, one of its newest."""
+        return (
+            self._database.value("SELECT 1 FROM made_commit WHERE digest = ?", (digest,))
+            is not None
+        )
 
     def parts(self) -> list[tuple[bytes, bytes, int]]:
         return [tuple(row) for row in self._database.rows("SELECT * FROM publication_part")]
@@ -241,8 +256,38 @@ class Progress:
         self.open_epoch = epoch
         self._database.execute("UPDATE progress SET open_epoch = ?", (epoch,))
 
+    def reopen_epoch(self) -> None:
+        """Takes back that an epoch was closed: its changes and those after it are one open epoch.
+
+        For a publication that is not to go on as it was built. The caller settles.
+        """
+        publication = self.publication()
+        if publication is None:
+            return
+        closed, later = publication.epoch, publication.epoch + 1
+        self._set_open(closed)
+        change = self._database.execute
+        for table in (*TREE_TABLES, *STEPPED_BACK):
+            # Versions that were current in the closed epoch only are nobody's past.
+            change(f"DELETE FROM {table}_past WHERE since = ?", (closed,))
+            change(f"UPDATE {table}_past SET until = ? WHERE until = ?", (closed, later))
+            change(f"UPDATE {table} SET since = ? WHERE since = ?", (closed, later))
+        # Closing wrote the row of this device, which was not published so.
+        change("DELETE FROM device WHERE since = ?", (closed,))
+        change(
+            "INSERT INTO device SELECT number, name, since FROM device_past WHERE until = ?",
+            (closed,),
+        )
+        change("DELETE FROM device_past WHERE until = ?", (closed,))
+        for table in ("place_gone", "dead_object", "condemned"):
+            change(f"UPDATE {table} SET epoch = ? WHERE epoch = ?", (closed, later))
+        for table in ("publication", "publication_part", "confirmed"):
+            change(f"DELETE FROM {table}")
+
     def set_device(self, device: int) -> None:
-        """Gives a device that has made nothing yet another number."""
+        """Gives this device another number. Ids that it gave out under the old one stay valid:
+        nobody else gives out the same, as long as the old number's owner goes on from there.
+        """
         self.device = device
         self._ids = itertools.count(first_id(device))
         self._reserved = 0

@@ -24,6 +24,9 @@ from cryptfs.store.schema import PLACE_TABLES, STEPPED_BACK, TREE_TABLES
 WAITING: Final = MAX_EPOCH + 1
 """``since`` of rows of mine that stay in the tables until they are dated anew."""
 
+_NUMBERED: Final = ("inode", "chunk", "pack")
+"""The tables of which each row has an id that a device gave it."""
+
 _INODE: Final = ", ".join([*TREE_TABLES["inode"][0], "since"])
 
 _BASE: Final = "since <= :shared AND until > :shared"
@@ -83,7 +86,7 @@ class Rebase:
     def _wait_new(self, shared: int) -> None:
         """Lets the rows of new inodes, chunks and packs wait where they are."""
         run = self._execute
-        for table in ("inode", *STEPPED_BACK):
+        for table in _NUMBERED:
             run(
                 f"UPDATE {table} SET since = :waiting WHERE since > :shared "
                 f"AND id NOT IN (SELECT id FROM {table}_past WHERE {_BASE})",
@@ -100,9 +103,6 @@ class Rebase:
             f"AND inode IN {new}",
             shared,
         )
-        run(
-            "DELETE FROM device WHERE since > :shared", shared
-        )  # comes again with what is published
 
     def _note_changes(self, mine: Mine) -> None:
         shared = mine.shared
@@ -159,7 +159,7 @@ class Rebase:
     def _waiting_devices(self) -> set[int]:
         return {
             row[0]
-            for table in ("inode", *STEPPED_BACK)
+            for table in _NUMBERED
             for row in self._database.rows(
                 f"SELECT DISTINCT id >> {DEVICE_SHIFT} FROM {table} WHERE since = ?", (WAITING,)
             )

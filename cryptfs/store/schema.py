@@ -5,12 +5,12 @@ was last written, and a twin ``NAME_past`` holds each older version with ``[sinc
 Triggers move the old version to the twin the first time a row changes in a new epoch, so no
 statement can forget to. A row made and unmade inside one epoch leaves no trace.
 
-Place tables (chunk, pack) say where bytes lie. That is no history, and never leaves this device:
-their ``_past`` twins hold what clean-ups changed in the last epochs, so that this device can step
-back from an epoch that another one was first to publish.
+Place tables (chunk, pack, device) say where bytes lie, and who there is. That is no history, and
+never leaves this device: their ``_past`` twins hold what changed in the last epochs, so that this
+device can step back from an epoch that another one was first to publish.
 
 Local tables (spooled, journal, orphan, progress, publication, confirmed, condemned, place_gone,
-dead_object, last_done) never leave this device.
+dead_object, last_done, made_commit, myself) never leave this device.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ PLACE_TABLES: Final = {
     "device": ("number name".split(), ["number"]),
 }
 
-STEPPED_BACK: Final = ("chunk", "pack")
-"""The place tables of which this device keeps what the last epochs changed."""
+STEPPED_BACK: Final = ("chunk", "pack", "device")
+"""The place tables, of which this device keeps what the last epochs changed."""
 
 _TABLES: Final = """
 CREATE TABLE inode (
@@ -209,6 +209,18 @@ CREATE TABLE IF NOT EXISTS dead_object (
 CREATE TABLE IF NOT EXISTS last_done (
     what    TEXT PRIMARY KEY,
     time_ns INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- The newest commits that this device made: no other one goes on under its number.
+CREATE TABLE IF NOT EXISTS made_commit (
+    digest BLOB PRIMARY KEY,
+    epoch  INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- What this device knows of itself (store/myself.py).
+CREATE TABLE IF NOT EXISTS myself (
+    what  TEXT PRIMARY KEY,
+    value NOT NULL
 ) WITHOUT ROWID;
 """
 

@@ -51,6 +51,7 @@ class Entry(NamedTuple):
 class Tree:
     def __init__(self, database: Database, progress: Progress):
         self._execute = database.execute
+        self._in_slices = database.in_slices
         self._progress = progress
 
     # -- inodes ----------------------------------------------------------------------------
@@ -144,11 +145,12 @@ class Tree:
 
     def entries(self, parent: int, after: int = 0) -> Iterator[tuple[int, bytes, Inode]]:
         """Yields (position, name, inode) in order of position, from the one behind ``after``."""
-        for row in self._execute(
+        for row in self._in_slices(
             f"SELECT position, name, {_INODE_OF_ENTRY} "
             "FROM dirent JOIN inode ON inode.id = dirent.inode "
-            "WHERE parent = ? AND position > ? ORDER BY position",
-            (parent, after),
+            "WHERE parent = ? AND position > ? ORDER BY position LIMIT ?",
+            (parent,),
+            after,
         ):
             yield row[0], row[1], Inode._make(row[2:])
 
@@ -163,6 +165,24 @@ class Tree:
         """Returns the directory that holds directory ``id``; None for the root."""
         row = self._execute("SELECT parent FROM dirent WHERE inode = ?", (id,)).fetchone()
         return None if row is None else row[0]
+
+    def path(self, id: int) -> bytes | None:
+        """Returns the first path of an inode, from the root and without a leading slash; None if
+        none leads to it.
+        """
+        names: list[bytes] = []
+        seen: set[int] = set()
+        while id != ROOT_INODE:
+            row = self._execute(
+                "SELECT parent, name FROM dirent WHERE inode = ? ORDER BY parent, position LIMIT 1",
+                (id,),
+            ).fetchone()
+            if row is None or id in seen:
+                return None
+            seen.add(id)
+            id = row[0]
+            names.append(row[1])
+        return b"/".join(reversed(names))
 
     # -- extended attributes ---------------------------------------------------------------
 

@@ -31,7 +31,7 @@ import trio
 
 from cryptfs.concurrency import open_nursery
 from cryptfs.crypto.keys import VaultKeys
-from cryptfs.errors import CryptfsError, EpochTaken, ObjectExists, OutOfSpace
+from cryptfs.errors import CryptfsError, EpochTaken, ObjectExists, ObjectNotFound, OutOfSpace
 from cryptfs.format.metadata import (
     Envelope,
     PartRef,
@@ -113,7 +113,7 @@ class Publisher:
         remote: Remote,
         keys: VaultKeys,
         *,
-        device_name: str,
+        device_name: Callable[[], str],
         state_key: bytes,
         clock_ns: ClockNs,
         random_bytes: RandomBytes,
@@ -135,6 +135,8 @@ class Publisher:
         self._seen: set[bytes] = set()  # confirmed objects that this process saw on the remote
         self._newest_checkpoint = 0  # that we know of
         self.under_way: Upload | None = None
+        self.before_closing: Callable[[], None] = lambda: None
+        """Called at the instant that closes an epoch: what it changes is part of that."""
         self.keep: Callable[[int, str, bytes | Path], None] = lambda epoch, name, source: None
         """Told of each object of a commit, and of part 000 of a checkpoint, that is published."""
 
@@ -220,7 +222,8 @@ class Publisher:
         def close_epoch() -> None:
             if at_the_instant is not None:
                 at_the_instant()
-            self._progress.name_device(self._progress.device, self._device_name)
+            self.before_closing()
+            self._progress.name_device(self._progress.device, self._device_name())
             self._progress.close_epoch(self._clock_ns())
 
         await self._settler.settle_all(close_epoch)
@@ -242,6 +245,7 @@ class Publisher:
         objects += [self._stored(name, size) for name, _, size in parts]
         await self._upload(publication.epoch, objects, on_progress)
         commit = self._commit_file(publication.epoch)
+        await self._require_next(publication.epoch)
         try:
             await self._remote.create(commit_name(publication.epoch), commit)
         except ObjectExists:
@@ -260,6 +264,19 @@ class Publisher:
         commit.unlink(missing_ok=True)
         log.info("published epoch %d", publication.epoch)
         await self._checkpoint_if_due(publication)
+
+    async def _require_next(self, epoch: int) -> None:
+        """Raises EpochTaken when the vault may be so far ahead that the epoch's own commit has been
+        cleaned up. Its name is free then, and what is created under it is on no line.
+
+        The oldest commits go first, so one look at the one before says enough.
+        """
+        if epoch == 1:
+            return
+        try:
+            await self._remote.get(commit_name(epoch - 1), 0, 1)
+        except ObjectNotFound:
+            raise self._taken(epoch) from None
 
     def _packs_of(self, epoch: int) -> list[SpooledPack]:
         """Returns the packs of the closed epoch and before, each ended."""
@@ -330,7 +347,7 @@ class Publisher:
             epoch=publication.epoch,
             time_ns=publication.time_ns,
             device=self._progress.device,
-            device_name=self._device_name,
+            device_name=self._device_name(),
             parent=parent,
             dedup=self._progress.dedup,
         )

@@ -48,7 +48,7 @@ from cryptfs.store.database import Database
 from cryptfs.store.exchange import apply_checkpoint, apply_commit
 from cryptfs.store.progress import MOST_STEPS_BACK, Progress, Publication
 from cryptfs.store.rebase import WAITING
-from cryptfs.store.schema import PLACE_TABLES, TREE_TABLES
+from cryptfs.store.schema import PLACE_TABLES, STEPPED_BACK, TREE_TABLES
 
 log = logging.getLogger(__name__)
 
@@ -99,10 +99,9 @@ class Puller:
         self._progress = progress
         self._remote = remote
         self._keys = keys
+        self._met_own_number = False
         self.keep: Callable[[int, str, bytes], None] = lambda epoch, name, data: None
         """Told of each object of a commit, and of part 000 of a checkpoint, that is applied."""
-        self.met_itself = False
-        """Whether an epoch was new to this device that it published: the state is an older copy."""
 
     async def look(self, *, accept_rollback: bool = False) -> Ahead:
         """Returns how far the line goes, and where it parts from what is in here.
@@ -188,6 +187,11 @@ class Puller:
         log.warning("another device was first to publish epoch %d; stepping back", shared + 1)
         return Ahead(max(await self._epochs(COMMITS), default=0), shared)
 
+    def take_met_own_number(self) -> bool:
+        """Returns, once, whether an epoch came that another published under our number."""
+        met, self._met_own_number = self._met_own_number, False
+        return met
+
     async def is_published(self, publication: Publication) -> bool:
         """Whether a commit of ours is on the remote already: we died before noting it."""
         if publication.digest is None:
@@ -234,6 +238,7 @@ class Puller:
                         if make_way is not None:
                             make_way(batch)
                         apply_checkpoint(self._database, batch)
+                    self._forget_current_as_past()
                     self._require_root()
                     self._require_same_line(known, epoch)
             except RollbackError:
@@ -268,6 +273,15 @@ class Puller:
         for table in PLACE_TABLES:
             self._database.execute(f"DELETE FROM {table} WHERE since <> ?", (WAITING,))
         self._database.execute("DELETE FROM epoch")
+
+    def _forget_current_as_past(self) -> None:
+        """Clearing made a past version of each place; what came again as it was is none."""
+        for table in STEPPED_BACK:
+            (key,) = PLACE_TABLES[table][1]
+            self._database.execute(
+                f"DELETE FROM {table}_past WHERE EXISTS (SELECT 1 FROM {table} "
+                f"WHERE {table}.{key} = {table}_past.{key} AND {table}.since = {table}_past.since)"
+            )
 
     def _require_root(self) -> None:
         """Raises IntegrityError for a tree that nobody could enter."""
@@ -349,9 +363,10 @@ class Puller:
             )
 
     def _note(self, envelope: Envelope, digest: bytes) -> None:
+        if envelope.device == self._progress.device and not self._progress.has_made(digest):
+            self._met_own_number = True
         self._progress.note_epoch(envelope.epoch, envelope.time_ns, envelope.device, digest)
         self._progress.set_dedup(envelope.dedup)
-        self.met_itself |= envelope.device == self._progress.device
 
     async def _batches(
         self, envelope: Envelope, first: RowBatch, kind: ObjectKind

@@ -13,8 +13,6 @@ here waits for anything but the settle that makes all of it durable at once.
 
 from __future__ import annotations
 
-import json
-import os
 import stat
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
@@ -24,6 +22,7 @@ from typing import Protocol
 from cryptfs.format.conflict_name import conflict_name
 from cryptfs.format.rows import InodeRow, RowBatch
 from cryptfs.ids import ROOT_INODE, ClockNs
+from cryptfs.store.conflicts import ConflictRecord, put_conflict
 from cryptfs.store.database import Database
 from cryptfs.store.progress import Progress
 from cryptfs.store.rebase import WAITING, Mine, Rebase
@@ -284,13 +283,8 @@ class Replay:
         for original, copy in merged.conflicts:
             told = Conflict(self._path(original), self._path(copy))
             self.conflicts.append(told)
-            record = {
-                "of": original,
-                "path": os.fsdecode(told.path).encode("utf-8", "backslashreplace").decode(),
-                "device": self._device_name,
-                "time_ns": self._now_ns,
-            }
-            self._tree.put_setting(f"conflict.{copy}", json.dumps(record).encode())
+            record = ConflictRecord(original, told.path, self._device_name, self._now_ns)
+            put_conflict(self._tree, copy, record)
 
     def _path(self, id: int) -> bytes:
         names: list[bytes] = []

@@ -54,6 +54,7 @@ from cryptfs.store.garbage import (
     read_usage,
 )
 from cryptfs.sync.publish import Publisher
+from cryptfs.upkeep.devices import Devices
 from cryptfs.upkeep.gc_plan import (
     EVERYTHING,
     GRACE_DAYS,
@@ -116,6 +117,7 @@ class Collector:
         *,
         clock_ns: ClockNs,
         keeping: Callable[[], Keeping] = Keeping,
+        devices: Devices,
         on_dropped: Callable[[int, bytes], None] = lambda pack, raw_name: None,
     ):
         self._source = source
@@ -124,6 +126,7 @@ class Collector:
         self._publisher = publisher
         self._clock_ns = clock_ns
         self._keeping = keeping
+        self._devices = devices
         self._on_dropped = on_dropped
         self._garbage = Garbage(source.database)
         self._lock = trio.Lock()
@@ -150,8 +153,9 @@ class Collector:
         lasting = self._lasting(keeping, now_ns)
         usage = await self._read(lambda snapshot: read_usage(snapshot, kept, lasting))
         packs = plan_packs(
-            usage, self._garbage.condemned(), moment.counted_ns, keeping.grace_ns, limits
-        )
+            usage, self._garbage.condemned(), moment.counted_ns, keeping.grace_ns, limits,
+            self._devices.acknowledged(),
+        )  # fmt: skip
         line, sizes = await self._plan_line(keeping, now_ns)
         dead = self._garbage.dead_objects()
         ready = tuple(one for one in dead if one.epoch <= line.newest_checkpoint)
@@ -180,7 +184,7 @@ class Collector:
                     sizes[info.name] = info.size
         line = plan_line(
             numbers[NameKind.COMMIT], numbers[NameKind.CHECKPOINT], self._epochs(), now_ns,
-            keeping.grace_ns,
+            keeping.grace_ns, self._devices.acknowledged(),
         )  # fmt: skip
         return line, sizes
 
@@ -309,6 +313,8 @@ class Collector:
                 if pack not in used:
                     garbage.condemn(pack)
                     run.condemned += 1
+            if run.condemned:
+                self._devices.note_condemned()
             for pack in plan.drop:
                 if pack in used:
                     garbage.acquit([pack])

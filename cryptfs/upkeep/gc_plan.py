@@ -8,6 +8,7 @@ from typing import Final
 
 from cryptfs.crypto.seal import SALT_SIZE
 from cryptfs.format.sizes import MAX_OBJECT, MIN_OBJECT, padded_size
+from cryptfs.ids import MAX_EPOCH
 from cryptfs.store.garbage import Condemned, DeadObject, PackUse, Usage
 from cryptfs.upkeep.retention import DAY_NS, EpochTime, plausible_times
 
@@ -31,7 +32,7 @@ LEAST_FILL: Final = 0.75
 LEAST_GAIN: Final = 0.25
 """and of what is repacked this share is given back."""
 
-MOST_SET_ASIDE: Final = 0.2
+MOST_SET_ASIDE: Final = 0.18
 """What is repacked lies there twice for the grace period. So it goes on only while what nobody
 needs of the packs set aside is less than this share of all packs."""
 
@@ -93,7 +94,7 @@ class PackPlan:
     drop: tuple[int, ...] = ()
     acquit: tuple[int, ...] = ()
     waiting: Sum = NOTHING
-    """Condemned, and within the grace period."""
+    """Condemned, and within the grace period or not acknowledged by every device."""
     condemn_bytes: int = 0
     move_bytes: int = 0
     """What has to be read, sealed and uploaded again."""
@@ -108,12 +109,19 @@ class PackPlan:
 
 
 def plan_packs(
-    usage: Usage, condemned: Sequence[Condemned], now_ns: int, grace_ns: int, limits: Limits
+    usage: Usage,
+    condemned: Sequence[Condemned],
+    now_ns: int,
+    grace_ns: int,
+    limits: Limits,
+    acknowledged: int = MAX_EPOCH,
 ) -> PackPlan:
     """Returns which packs go, which are repacked, and which wait. ``now_ns`` is for the grace.
 
     A pack that is needed only by restore points which are soon forgotten is condemned ahead: its
     grace and theirs run at the same time.
+
+    Every other device published ``acknowledged`` or a later epoch, so it has seen all before.
     """
     packs = {pack.id: pack for pack in usage.packs}
     waiting: list[int] = []
@@ -123,7 +131,12 @@ def plan_packs(
         pack = packs.get(one.pack)
         if pack is None or pack.in_files:
             acquit.append(one.pack)
-        elif not pack.live and one.seen_ns is not None and one.seen_ns + grace_ns <= now_ns:
+        elif (
+            not pack.live
+            and one.seen_ns is not None
+            and one.seen_ns + grace_ns <= now_ns
+            and one.epoch < acknowledged
+        ):
             drop.append(one.pack)
         else:
             waiting.append(one.pack)
@@ -213,8 +226,12 @@ def plan_line(
     epochs: Sequence[EpochTime],
     now_ns: int,
     grace_ns: int,
+    acknowledged: int = MAX_EPOCH,
 ) -> LinePlan:
-    """Returns what may go of what lies on the remote; ``epochs`` are those that we know."""
+    """Returns what may go of what lies on the remote; ``epochs`` are those that we know.
+
+    A device that published ``acknowledged`` last goes on from that commit.
+    """
     head = max((epoch.number for epoch in epochs), default=0)
     # What is above our head is another device's, and it has its reasons.
     known = sorted(epoch for epoch in checkpoints if epoch <= head)
@@ -222,7 +239,7 @@ def plan_line(
     plan = LinePlan(newest_checkpoint=max(known, default=0), leaning_on=tuple(kept))
     if len(kept) < KEPT_CHECKPOINTS:
         return plan
-    first = min(kept[0], _head_at(epochs, now_ns - grace_ns, now_ns))
+    first = min(kept[0], _head_at(epochs, now_ns - grace_ns, now_ns), acknowledged)
     return LinePlan(
         commits=tuple(sorted(epoch for epoch in commits if epoch < first)),
         checkpoints=tuple(known[:-KEPT_CHECKPOINTS]),
@@ -289,7 +306,7 @@ class Report:
     deleted: Sum = NOTHING
     """Objects that are gone from the remote, of every kind."""
     waiting: Sum = NOTHING
-    """Packs in their grace period."""
+    """Packs that are set aside, and not long enough or not acknowledged by every device."""
     problems: tuple[str, ...] = ()
     """What could not be done and why, each one sentence."""
 

@@ -14,11 +14,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from cryptfs.errors import CryptfsError, NewerFormat, UsageError
 from cryptfs.upkeep.points import Points, RestorePoint
 from cryptfs.upkeep.retention import Policy
+
+POINT_REQUESTS: Final = frozenset({"keep", "forget", "policy", "undelete"})
 
 Request: TypeAlias = Mapping[str, Any]
 Answer: TypeAlias = dict[str, Any]

@@ -50,6 +50,7 @@ def test_all_commands_are_there() -> None:
     assert {" ".join(words) for words in COMMANDS} == {
         "init", "mount", "umount", "sync", "status", "log", "diff", "restore", "undelete", "keep",
         "forget", "policy", "check", "gc", "key show",
+        "devices list", "devices name", "devices forget", "conflicts list", "conflicts resolve",
         "key list", "key add-password", "key change-password", "key remove-password",
         "login icloud", "login gdrive", "login webdav", "remotes",
         "logout icloud", "logout gdrive", "logout webdav",

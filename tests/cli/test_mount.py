@@ -25,6 +25,7 @@ STATUS_KEYS = {
     "published_at", "published_by",
     "dirty_bytes", "unpublished_bytes", "unpublished_changes", "uploading", "inodes",
     "size_bytes", "compression_saved_bytes", "dedup_saved_bytes", "state", "problem", "traffic",
+    "device_number", "others", "conflicts", "new_conflicts", "unseen_devices",
 }  # fmt: skip
 
 
@@ -323,7 +324,7 @@ def test_two_devices_that_publish_the_same_epoch(
     (laptop.mountpoint / "letter").write_text("from the laptop")
     machine.do("umount", machine.mountpoint)
     said = laptop.do("umount", laptop.mountpoint)
-    assert "letter was changed here and on another device" in said.err
+    assert "letter was changed on two devices at once: the version of " in said.err
     machine.mount()
     assert (machine.mountpoint / "letter").read_text() == "from the desk"
     (copy,) = machine.mountpoint.glob("letter (conflict, *)")

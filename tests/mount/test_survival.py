@@ -178,7 +178,7 @@ def test_two_devices_that_publish_one_epoch(device: Device, tmp_path: Path) -> N
             answer = second.sync()
             assert answer["epoch"] == 3
             (notice,) = answer["notices"]
-            assert "letter was changed here and on another device" in notice
+            assert "letter was changed on two devices at once" in notice
             assert "letter (conflict, phone, " in notice
             assert second.sync()["notices"] == [], "told once"
             assert (second.path / "letter").read_text() == "laptop"

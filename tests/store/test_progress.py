@@ -200,12 +200,12 @@ def test_what_came_and_went_is_not_worth_an_epoch(life: Life) -> None:
     life.database.close()
 
 
-def test_a_device_is_named_once(life: Life) -> None:
+def test_a_device_is_named_with_each_of_its_epochs(life: Life) -> None:
     assert not life.progress.is_known_device(3)
     life.progress.name_device(3, "desk")
     life.progress.close_epoch(time_ns=5)
     life.progress.name_device(3, "desk")
-    assert life.database.value("SELECT since FROM device") == 1
+    assert list(life.database.rows("SELECT * FROM device")) == [(3, "desk", 2)]
     life.progress.name_device(3, "new name")
     assert list(life.database.rows("SELECT * FROM device")) == [(3, "new name", 2)]
     assert life.progress.is_known_device(3)
