@@ -87,7 +87,10 @@ class Identity:
         while progress.device == old:
             progress.set_device(random_device(self._random_bytes))
         self._choose_number()
-        text = f"{why}; it goes on as device {progress.device}, no longer {old}. Nothing was lost"
+        text = (
+            f"{why}; it goes on as device {progress.device}, no longer {old}, with everything that "
+            "it has"
+        )
         if others_go_on:
             text += f". If nobody is {old} any more, let it go: cryptfs devices forget VAULT {old}"
         self._tell(text)
