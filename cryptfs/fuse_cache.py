@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _MOST_WAITING: Final = 1000
+_UNMOUNTED: Final = frozenset({errno.ENODEV, errno.ENOTCONN})
 
 AT_ONCE: Final = 500
 """Told in one go, some milliseconds of it on the event loop; then everybody else has a turn."""
@@ -74,8 +75,9 @@ class KernelCache:
 
     async def close(self) -> None:
         """Returns when no thread tells the kernel anything, and none will."""
+        self._is_closed = True
         async with self._lock:
-            self._is_closed = True
+            pass
 
     def _note_copy(self, parent: int, name: bytes) -> None:
         self._note(Touched(frozenset([(parent, name)]), frozenset([parent])))
@@ -116,7 +118,7 @@ class KernelCache:
         if self._is_closed or not what:
             return []
         unknown, refusal = await trio.to_thread.run_sync(_tell_all, forget, what)
-        if refusal is not None and not self._is_refusal_told:
+        if refusal is not None and not self._is_refusal_told and refusal.errno not in _UNMOUNTED:
             self._is_refusal_told = True
             log.error(
                 "the kernel does not forget what other devices changed (%s): the mount may show "

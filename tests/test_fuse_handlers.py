@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import stat
 from collections.abc import AsyncIterator, Awaitable, Iterator
@@ -10,11 +11,13 @@ from contextlib import asynccontextmanager, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import apsw
 import pyfuse3
 import pytest
 from pyfuse3 import EntryAttributes, FUSEError
 
 from cryptfs.errors import CryptfsError, IntegrityError, OutOfSpace
+from cryptfs.fs.history import FIRST_NODE
 from cryptfs.fs.settle import StateLost
 from cryptfs.fuse import CACHE_SECONDS, Handlers
 from cryptfs.ids import ROOT_INODE
@@ -450,3 +453,32 @@ async def test_read_only_refuses_every_change_and_shows_everything(device: Devic
         info = await handlers.open(inode, os.O_RDONLY, WHO)
         assert bytes(await handlers.read(info.fh, 0, 100)) == b"content"
         await handlers.release(info.fh)
+
+
+async def test_a_listing_that_is_cut_leaves_nothing_open_in_the_database(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cursor of apsw during whose life another one ends lives for ever, and an open statement
+    keeps SQLite from copying its log."""
+    async with device.opened(background=False) as vault:
+        handlers = handlers_of(vault)
+        wanted = EntryAttributes()
+        wanted.st_size = 1 << 20
+        for number in range(50):
+            inode = await create(handlers, b"%d" % number)
+            await handlers.setattr(inode, wanted, fields(size=True), None, WHO)
+    async with device.opened(background=False) as vault:
+        handlers = handlers_of(vault)
+        fh = await handlers.opendir(ROOT_INODE, WHO)
+        assert len(await Listing(handlers, monkeypatch).page(fh, 0)) == 7
+        past = vault.history()
+        assert next(iter(vault.view.database.rows("SELECT * FROM inode")))
+        await vault.publisher.publish()
+        point = next(iter(past.entries(FIRST_NODE)))[2]
+        for _, _, entry in past.entries(point.id):
+            assert past.chunks_with_data(entry.id) == 0
+            break
+        vault.view.database.checkpoint()
+        await vault.settler.settle()
+        cursors = [one for one in gc.get_objects() if type(one) is apsw.Cursor]
+        assert not [one for one in cursors if "(closed)" not in str(one)]

@@ -10,12 +10,12 @@ import click
 from cryptfs.cli.display import say, warn
 from cryptfs.cli.examples import examples
 from cryptfs.cli.places import state_root
-from cryptfs.errors import CryptfsError, WrongSecret
+from cryptfs.errors import CryptfsError, VaultUnreachable, WrongSecret
 
 if TYPE_CHECKING:
     from cryptfs.remote.icloud.login import ICloudLogin, Step
 
-_CODES: Final = 3
+_TRIES: Final = 3
 
 
 @click.command(
@@ -90,10 +90,23 @@ def _take(login: ICloudLogin, step: Step) -> Step:
         click.confirm("Do you accept them?", abort=True, err=True)
         return login.accept_terms()
     if step is Step.KEY:
-        say("Plug in your security key now; then touch it when it blinks.")
-        click.prompt("Press Enter when it is plugged in", default="", show_default=False, err=True)
-        return login.touch_key()
+        return _take_touch(login)
     return _take_code(login)
+
+
+def _take_touch(login: ICloudLogin) -> Step:
+    say("Plug in your security key now; then touch it when it blinks.")
+    for tries_left in reversed(range(_TRIES)):
+        click.prompt("Press Enter when it is plugged in", default="", show_default=False, err=True)
+        try:
+            return login.touch_key()
+        except VaultUnreachable:
+            raise
+        except CryptfsError as error:
+            if not tries_left:
+                raise
+            warn(f"{error}; try again")
+    raise AssertionError
 
 
 def _take_code(login: ICloudLogin) -> Step:
@@ -101,7 +114,7 @@ def _take_code(login: ICloudLogin) -> Step:
         "sms": "Apple sends a code to your phone.",
     }.get(login.code_comes_by, 'Your Apple devices show a code. Type "sms" to get it by message.')
     say(where)
-    for tries_left in reversed(range(_CODES)):
+    for tries_left in reversed(range(_TRIES)):
         code = click.prompt("Code", err=True).strip()
         if code.lower() == "sms":
             login.send_sms()

@@ -42,6 +42,11 @@ _CACHE_KIB: Final = 16 * 1024
 
 _CHECKPOINT_PAGES: Final = 500
 
+_FIRST_SLICE: Final = 32
+"""A little more than the kernel takes of a listing at once."""
+
+_LONGEST_SLICE: Final = 1024
+
 _LEAST_ROOM: Final = 64 << 10
 """With less on the disk SQLite's index of the log cannot be made."""
 
@@ -189,8 +194,30 @@ class Database:
     def rows(
         self, sql: str, parameters: Sequence[Value] | Mapping[str, Value] = ()
     ) -> Iterator[Row]:
-        """Yields the rows; the caller reads them to the end or drops the iterator."""
-        return iter(self.execute(sql, parameters))
+        """Yields the rows; the caller reads them to the end or drops the iterator.
+
+        Where other statements end meanwhile, ``in_slices`` is better: apsw 3.54 then keeps the
+        cursor for ever, and so an open statement, unless it is closed.
+        """
+        cursor = self.execute(sql, parameters)
+        try:
+            yield from cursor
+        finally:
+            cursor.close()
+
+    def in_slices(self, sql: str, parameters: tuple[Value, ...], after: Any) -> Iterator[Row]:
+        """Yields the rows with no statement open while the caller looks at one.
+
+        ``sql`` takes ``parameters``, then the last row's first column (``after`` at first), and
+        how many rows; it orders by that column.
+        """
+        most = _FIRST_SLICE
+        while rows := self.execute(sql, (*parameters, after, most)).fetchall():
+            yield from rows
+            if len(rows) < most:
+                return
+            after = rows[-1][0]
+            most = min(2 * most, _LONGEST_SLICE)
 
     def many(self, sql: str, parameters: Iterable[Sequence[Value]]) -> None:
         self.connection.executemany(sql, parameters)

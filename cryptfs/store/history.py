@@ -32,6 +32,7 @@ class PastTree:
 
     def __init__(self, database: Database, epoch: int):
         self._execute = database.execute
+        self._in_slices = database.in_slices
         self.epoch = epoch
 
     def inode(self, id: int) -> Inode | None:
@@ -54,16 +55,17 @@ class PastTree:
 
     def entries(self, parent: int, after: int = 0) -> Iterator[tuple[int, bytes, Inode]]:
         """Yields (position, name, inode) in order of position, from the one behind ``after``."""
-        for position, name, id, *found in self._execute(
+        for position, name, id, *found in self._in_slices(
             f"SELECT position, name, inode, {_INODE_OF_ENTRY} "
-            "FROM dirent AS entry LEFT JOIN inode AS now ON now.id = inode AND now.since <= ?3 "
-            "WHERE parent = ?1 AND position > ?2 AND entry.since <= ?3 "
+            "FROM dirent AS entry LEFT JOIN inode AS now ON now.id = inode AND now.since <= ?2 "
+            "WHERE parent = ?1 AND position > ?3 AND entry.since <= ?2 "
             f"UNION ALL SELECT position, name, inode, {_INODE_OF_ENTRY} "
             "FROM dirent_past AS entry LEFT JOIN inode AS now "
-            "ON now.id = inode AND now.since <= ?3 "
-            "WHERE parent = ?1 AND position > ?2 AND entry.since <= ?3 AND until > ?3 "
-            "ORDER BY position",
-            (parent, after, self.epoch),
+            "ON now.id = inode AND now.since <= ?2 "
+            "WHERE parent = ?1 AND position > ?3 AND entry.since <= ?2 AND until > ?2 "
+            "ORDER BY position LIMIT ?4",
+            (parent, self.epoch),
+            after,
         ):
             # Most inodes are as they were: one statement for all of these.
             inode = self.inode(id) if found[0] is None else Inode._make(found)

@@ -51,6 +51,7 @@ class Entry(NamedTuple):
 class Tree:
     def __init__(self, database: Database, progress: Progress):
         self._execute = database.execute
+        self._in_slices = database.in_slices
         self._progress = progress
 
     # -- inodes ----------------------------------------------------------------------------
@@ -144,11 +145,12 @@ class Tree:
 
     def entries(self, parent: int, after: int = 0) -> Iterator[tuple[int, bytes, Inode]]:
         """Yields (position, name, inode) in order of position, from the one behind ``after``."""
-        for row in self._execute(
+        for row in self._in_slices(
             f"SELECT position, name, {_INODE_OF_ENTRY} "
             "FROM dirent JOIN inode ON inode.id = dirent.inode "
-            "WHERE parent = ? AND position > ? ORDER BY position",
-            (parent, after),
+            "WHERE parent = ? AND position > ? ORDER BY position LIMIT ?",
+            (parent,),
+            after,
         ):
             yield row[0], row[1], Inode._make(row[2:])
 

@@ -31,7 +31,7 @@ import trio
 
 from cryptfs.concurrency import open_nursery
 from cryptfs.crypto.keys import VaultKeys
-from cryptfs.errors import CryptfsError, EpochTaken, ObjectExists, OutOfSpace
+from cryptfs.errors import CryptfsError, EpochTaken, ObjectExists, ObjectNotFound, OutOfSpace
 from cryptfs.format.metadata import (
     Envelope,
     PartRef,
@@ -243,6 +243,7 @@ class Publisher:
         objects += [self._stored(name, size) for name, _, size in parts]
         await self._upload(publication.epoch, objects, on_progress)
         commit = self._commit_file(publication.epoch)
+        await self._require_next(publication.epoch)
         try:
             await self._remote.create(commit_name(publication.epoch), commit)
         except ObjectExists:
@@ -260,6 +261,19 @@ class Publisher:
         commit.unlink(missing_ok=True)
         log.info("published epoch %d", publication.epoch)
         await self._checkpoint_if_due(publication)
+
+    async def _require_next(self, epoch: int) -> None:
+        """Raises EpochTaken when the vault may be so far ahead that the epoch's own commit has been
+        cleaned up. Its name is free then, and what is created under it is on no line.
+
+        The oldest commits go first, so one look at the one before says enough.
+        """
+        if epoch == 1:
+            return
+        try:
+            await self._remote.get(commit_name(epoch - 1), 0, 1)
+        except ObjectNotFound:
+            raise self._taken(epoch) from None
 
     def _packs_of(self, epoch: int) -> list[SpooledPack]:
         """Returns the packs of the closed epoch and before, each ended."""

@@ -32,7 +32,7 @@ LEAST_FILL: Final = 0.75
 LEAST_GAIN: Final = 0.25
 """and of what is repacked this share is given back."""
 
-MOST_SET_ASIDE: Final = 0.2
+MOST_SET_ASIDE: Final = 0.18
 """What is repacked lies there twice for the grace period. So it goes on only while what nobody
 needs of the packs set aside is less than this share of all packs."""
 

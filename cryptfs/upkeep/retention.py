@@ -74,24 +74,33 @@ def kept_epochs(
 
     ``pins`` maps epochs to the names they are kept by. ``zone`` says where days begin; None is
     this machine's local time. The newest epoch always stays: it is what is there now. Epochs
-    from a clock that runs ahead stay until their time has come, and are in nobody's place.
+    from a clock that runs ahead stay until their time has come, and are in nobody's place. Those
+    from a clock that is more than a day behind are kept by the same counts, but by themselves: who
+    knows to which day they belong.
     """
     every = list(epochs)
-    newest_first = plausible_times(every, now_ns)[::-1]
     kept = {epoch.number for epoch in every if epoch.number in pins or epoch.time_ns > now_ns}
     kept.update(sorted(epoch.number for epoch in every)[-1:])
     if policy.hours is None:
         return {epoch.number for epoch in every}
+    times = plausible_times(every, now_ns)
     begin = now_ns - policy.hours * _HOUR_NS
-    kept.update(epoch.number for epoch in newest_first if policy.hours and epoch.time_ns >= begin)
-    local = [(epoch.number, local_time(epoch.time_ns, zone)) for epoch in newest_first]
-    for count, span in (
-        (policy.daily, _day),
-        (policy.weekly, _week),
-        (policy.monthly, _month),
-        (policy.yearly, _year),
-    ):
-        kept.update(_newest_of_each(local, span, count))
+    kept.update(epoch.number for epoch in times if policy.hours and epoch.time_ns >= begin)
+    claimed = {epoch.number: epoch.time_ns for epoch in every}
+    behind = {epoch.number for epoch in times if claimed[epoch.number] < epoch.time_ns - DAY_NS}
+    for is_behind in (False, True):
+        local = [
+            (epoch.number, local_time(claimed[epoch.number], zone))
+            for epoch in reversed(times)
+            if (epoch.number in behind) is is_behind
+        ]
+        for count, span in (
+            (policy.daily, _day),
+            (policy.weekly, _week),
+            (policy.monthly, _month),
+            (policy.yearly, _year),
+        ):
+            kept.update(_newest_of_each(local, span, count))
     return kept
 
 

@@ -62,9 +62,10 @@ def _blind(name: str, run: Any, minutes: float, seed: int) -> int:
     seeds = list(read_corpus(name).values())
     tried = 0
     for number in itertools.count(seed):
-        if time.monotonic() >= end:
-            break
         for data in mutations(seeds, f"{name} {number}", 1000):
+            if time.monotonic() >= end:
+                print(f"{tried} inputs, nothing found", file=sys.stderr)
+                return 0
             tried += 1
             try:
                 run(data)
@@ -72,7 +73,6 @@ def _blind(name: str, run: Any, minutes: float, seed: int) -> int:
                 path = keep(name, data)
                 print(f"{type(error).__name__}: {error}\nkept in {path}", file=sys.stderr)
                 raise
-    print(f"{tried} inputs, nothing found", file=sys.stderr)
     return 0
 
 

@@ -301,8 +301,8 @@ TARGETS: Mapping[str, Target] = {
     "webdav": Target(webdav, webdav_seeds),
     "s3": Target(s3, s3_seeds),
     "drive": Target(drive, drive_seeds),
-    "icloud": Target(icloud, icloud_seeds),
-    "sealed": Target(sealed, sealed_seeds, mutations=60),
+    "icloud": Target(icloud, icloud_seeds, mutations=1_500),
+    "sealed": Target(sealed, sealed_seeds, mutations=30),
     "waiting": Target(
         waiting, lambda: [b"120\n", b"Mon, 12 Jan 2026 10:00:30 GMT\nMon, 12 Jan 2026 10:00:00 GMT"]
     ),

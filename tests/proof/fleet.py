@@ -86,6 +86,8 @@ class Member(Device):
         self.owed: list[Owed] = []
         self.conflicts: list[Conflict] = []
         self._opened: list[int] = []
+        self._paths: dict[Content | None, bytes] = {}
+        """Where each content was seen last."""
 
     @property
     def vault(self) -> Vault:
@@ -201,28 +203,34 @@ class Member(Device):
         finally:
             if not self.window.is_dead:
                 await self._require(self._settled, "following")
-                self._settled = self._has
+                self._settled &= self._has
+        await self.settle()
         assert works or await self._handles() == handles, "an open file changed under a program"
+
+    # -- open files ----------------------------------------------------------------------------
 
     async def open_file(self, inode: int) -> None:
         await self.vault.fs.open(inode)
-        self._opened.append(inode)
+        self._opened.append(self.vault.fs.nodes.number(inode))
+
+    def handle(self, number: int) -> int | None:
+        """What one of the open files is by now, chosen by a number."""
+        if not self._opened:
+            return None
+        return self.vault.fs.nodes.row(self._opened[number % len(self._opened)])
 
     async def release_file(self, number: int) -> None:
-        """Closes one of the files that are open, chosen by a number."""
-        if self._opened:
-            inode = self._opened.pop(number % len(self._opened))
+        inode = self.handle(number)
+        if inode is not None:
+            del self._opened[number % len(self._opened)]
             await self.vault.fs.release(inode)
-            self.vault.fs.forget([inode])
             await self.note()
 
-    async def _handles(self) -> dict[int, bytes]:
+    async def _handles(self) -> list[bytes]:
         """What programs read from the files that they have open."""
+        rows = [self.vault.fs.nodes.row(number) for number in self._opened]
         with self.calm():
-            return {
-                inode: bytes(await self.vault.fs.files.read(inode, 0, 1 << 30))
-                for inode in self._opened
-            }
+            return [bytes(await self.vault.fs.files.read(row, 0, 1 << 30)) for row in rows]
 
     # -- what it has -------------------------------------------------------------------------
 
@@ -236,12 +244,15 @@ class Member(Device):
         """Nothing is gone but what this device, or by way of the vault another, took away."""
         self._has = await self._contents()
         lost = wanted - self._has - self.replaced - self._published
-        assert not lost, f"{self.name} lost {len(lost)} contents by {doing}"
+        assert not lost, f"{self.name} lost {[self._paths[one] for one in lost]} by {doing}"
 
     async def _contents(self) -> set[Content]:
         with self.calm():
             seen = await look(self.vault)
-        return set(filter(None, map(content_of, seen.values())))
+        found = {content_of(one): path for path, one in seen.items()}
+        found.pop(None, None)
+        self._paths |= found
+        return set(filter(None, found))
 
     @contextmanager
     def calm(self) -> Iterator[None]:

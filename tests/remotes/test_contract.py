@@ -19,7 +19,7 @@ from cryptfs.remote.flow import PIECE, Listener, heard_by
 from cryptfs.remote.folder import FolderRemote
 from cryptfs.remote.limited import LimitedRemote
 from cryptfs.remote.retrying import RetryingRemote
-from cryptfs.remote.stack import Stack
+from cryptfs.remote.stack import Stack, Treatment
 from cryptfs.remote.verifying import Verify, VerifyingRemote
 from tests.remotes.faulty import FaultyRemote
 from tests.remotes.memory import MemoryRemote, StreamingRemote
@@ -35,6 +35,7 @@ WRAPPERS: dict[str, Callable[[Remote], Remote]] = {
     "verifying": lambda remote: VerifyingRemote(remote, Verify.ALWAYS),
     "verifying sizes": lambda remote: VerifyingRemote(remote, Verify.SIZE),
     "stack": Stack,
+    "stack of pieces": lambda _: Stack(StreamingRemote(), Treatment(limit_up=1 << 32)),
 }
 
 KINDS = [
@@ -76,7 +77,7 @@ def remote(
     if kind != "folder":
         monkeypatch.setattr(os, "link", refuse_links)
     if kind == "folder with claims":
-        monkeypatch.setattr(folder_module, "_rename_without_replacing", refuse_flags)
+        monkeypatch.setattr(folder_module, "rename_without_replacing", refuse_flags)
     (tmp_path / "vault").mkdir()
     return FolderRemote(tmp_path / "vault")
 

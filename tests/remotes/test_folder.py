@@ -179,7 +179,7 @@ async def test_a_claim_of_the_living_is_waited_for_and_one_of_the_dead_taken_ove
     vault: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "link", _raise(PermissionError(1, "no links")))
-    monkeypatch.setattr(folder_module, "_rename_without_replacing", _raise(OSError(22, "no")))
+    monkeypatch.setattr(folder_module, "rename_without_replacing", _raise(OSError(22, "no")))
     claim = vault / "packs" / ".cryptfs-a.tmp"
     claim.parent.mkdir()
     claim.touch()

@@ -500,9 +500,11 @@ def test_the_command_with_a_security_key_that_is_not_there(
     icloud: ICloudDouble, state: Path
 ) -> None:
     icloud.second_factor = "key"
-    done = type_at(icloud, login_icloud, "", icloud.apple_id, icloud.password, "")
+    done = type_at(icloud, login_icloud, "", icloud.apple_id, icloud.password, "", "", "")
     assert done.exit_code == 1
-    assert "Press Enter when it is plugged in" in done.stderr
+    assert done.stderr.count("Press Enter when it is plugged in") == 3
+    assert done.stderr.count("plug it in") == 2, "and once more as the error"
+    assert icloud.passwords_tried() == 2, "one sign-in has two requests"
     assert isinstance(done.exception, CryptfsError)
     assert "plug it in" in str(done.exception)
 

@@ -86,7 +86,7 @@ async def append(work: Work, day: int) -> None:
 
 async def edit(work: Work, day: int) -> None:
     """Small edits of a folder of documents, some of which come and go."""
-    documents = [f"document {number}" for number in range(400)]
+    documents = [f"document {number}" for number in range(600)]
     if day == 0:
         for name in documents:
             await work.write(name)

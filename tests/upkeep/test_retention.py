@@ -9,7 +9,13 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from cryptfs.errors import UsageError
-from cryptfs.upkeep.retention import EpochTime, Policy, kept_epochs
+from cryptfs.upkeep.retention import (
+    DAY_NS,
+    EpochTime,
+    Policy,
+    kept_epochs,
+    lasting_epochs,
+)
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -121,3 +127,38 @@ def test_a_simulated_year(seed: int) -> None:
     newest_of_month = {(moment.year, moment.month): n for n, moment in made.items()}
     assert {newest_of_month[month] for month in sorted(newest_of_month)[-12:]} <= kept
     assert max(n for n, moment in made.items() if moment.year == 2025) in kept
+
+
+@pytest.mark.parametrize("years", [-40, -1, 1, 40])
+def test_a_clock_that_was_wrong_takes_nobodys_place(years: int) -> None:
+    """However often the policy is applied to what it left, and whatever comes later."""
+    epochs = hourly(datetime(2026, 1, 1, tzinfo=UTC), 24 * 30)
+    wrong = [
+        EpochTime(len(epochs) + n, epochs[-1].time_ns + years * 365 * DAY_NS + n) for n in (1, 2, 3)
+    ]
+    more = [
+        EpochTime(len(epochs) + 3 + n, epochs[-1].time_ns + n * DAY_NS // 3) for n in range(1, 91)
+    ]
+    left, right = [*epochs, *wrong], list(epochs)
+    for later in more:
+        left.append(later)
+        right.append(later)
+        for _ in range(2):
+            kept = kept_epochs(left, Policy(), {}, later.time_ns, UTC)
+            left = [epoch for epoch in left if epoch.number in kept]
+        expected = kept_epochs(right, Policy(), {}, later.time_ns, UTC)
+        assert expected <= kept
+        assert wrong[-1].number in kept
+        assert kept - expected <= {epoch.number for epoch in wrong}
+
+
+def test_what_will_be_kept_is_what_is_kept_then() -> None:
+    epochs = hourly(datetime(2026, 1, 1, tzinfo=UTC), 24 * 100)
+    now = epochs[-1].time_ns
+    for ahead in (1, 14, 40):
+        guess = lasting_epochs(epochs, Policy(), {7: "kept"}, now, ahead, UTC)
+        days = [EpochTime(len(epochs) + n, now + n * DAY_NS) for n in range(1, ahead + 1)]
+        then = kept_epochs([*epochs, *days], Policy(), {7: "kept"}, days[-1].time_ns, UTC)
+        assert guess == then & {epoch.number for epoch in epochs}
+        assert 7 in guess
+        assert guess <= kept_epochs(epochs, Policy(), {7: "kept"}, now, UTC)

@@ -166,11 +166,11 @@ class ICloudLogin:
             keys += self._security_keys()
             if not keys:
                 raise CryptfsError(
-                    "no security key is there; plug it in. If it is: only root may use it, until "
-                    "the udev rules for FIDO keys are installed (package libfido2 or libu2f-udev)"
+                    "no security key is there; plug it in (if it is: only root may use it until "
+                    "udev's rules for such keys are installed, as by the package libu2f-udev)"
                 )
             if len(keys) > 1:
-                raise CryptfsError("several security keys are plugged in; leave one, and try again")
+                raise CryptfsError("several security keys are plugged in; leave one")
             self._service.confirm_security_key(keys[0])
         except (OSError, ConnectionFailure) as error:
             raise CryptfsError(f"the security key cannot be used: {error}") from error
@@ -231,7 +231,7 @@ class ICloudLogin:
             if getattr(error.__cause__, "code", None) == ClientError.ERR.DEVICE_INELIGIBLE:
                 raise WrongSecret("this security key is none of this Apple ID's") from error
             raise CryptfsError(
-                "the security key did not confirm the login; touch it when it blinks, and try again"
+                "the security key did not confirm the login; touch it when it blinks"
             ) from error
         except (PyiCloudException, requests.RequestException) as error:
             raise self._meaning(error) from error
