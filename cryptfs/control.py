@@ -28,13 +28,15 @@ MAX_LINE: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class MountRequest:
-    """What the daemon is told on standard input. ``digits`` are secret."""
+    """What the daemon is told on standard input. ``digits`` and ``former`` are secret."""
 
     url: str
     mountpoint: str
     state_root: str
     device_name: str
     digits: str
+    former: tuple[str, ...] = ()
+    """The digits of the vault's former keys, the oldest first."""
     read_only: bool = False
     at: str | None = None
     """The restore point to be mounted, as a person names it; then read-only."""

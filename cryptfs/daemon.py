@@ -56,6 +56,7 @@ from cryptfs.fuse_cache import KernelCache
 from cryptfs.remote.location import open_remote
 from cryptfs.remote.stack import Stack, Treatment
 from cryptfs.remote.verifying import Verify
+from cryptfs.store.garbage import FormerPacks
 from cryptfs.sync.metered import is_metered
 from cryptfs.sync.policy import Housekeeping, PublishPolicy, State, state_of
 from cryptfs.sync.publish import Upload
@@ -367,6 +368,7 @@ class Mount:
             "size_bytes": size_bytes,
             "compression_saved_bytes": compressed,
             "dedup_saved_bytes": deduplicated,
+            "resealing": resealing_message(vault.collector.resealing.left()),
             "state": state.value,
             "problem": None if problem is None else self._advice(problem),
             "traffic": asdict(self._remote.traffic),
@@ -402,6 +404,19 @@ def doings_message(one: Doings) -> Message:
         "changed": one.changed,
         "removed": one.removed,
         "time": format_time(one.time_ns),
+    }
+
+
+def resealing_message(left: FormerPacks) -> Message | None:
+    """Returns what is still sealed with former keys; None if nothing is."""
+    if left == FormerPacks():
+        return None
+    packs, size_bytes, waiting_packs, waiting_bytes = left
+    return {
+        "packs": packs,
+        "bytes": size_bytes,
+        "waiting_packs": waiting_packs,
+        "waiting_bytes": waiting_bytes,
     }
 
 
@@ -477,7 +492,8 @@ def kernel_time_ns() -> int:
 async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
     """Opens the vault, mounts it, and serves it to its end."""
     key = RecoveryKey(request.digits.encode())
-    unlocked = Unlocked(key, VaultKeys.derive(key), None)
+    former = [RecoveryKey(digits.encode()) for digits in request.former]
+    unlocked = Unlocked(key, VaultKeys.derive(key, former), None)
     treatment = Treatment(
         None if request.verify is None else Verify(request.verify),
         request.limit_up,
@@ -502,6 +518,8 @@ async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
     try:
         for notice in vault.notices:
             log.warning("%s", notice)
+        if not request.read_only:
+            await _finish_key_change(vault)
         at = None if request.at is None else vault.points.find(request.at, around.clock_ns())
         if at is not None:
             request = replace(request, read_only=True)
@@ -516,6 +534,13 @@ async def run(request: MountRequest, report: Callable[[Message], None]) -> None:
     finally:
         vault.close()
         await remote.close()
+
+
+async def _finish_key_change(vault: Vault) -> None:
+    try:
+        await vault.finish_key_change()
+    except CryptfsError as error:
+        log.warning("the change of the vault's key is finished by the next publication: %s", error)
 
 
 def main() -> int:

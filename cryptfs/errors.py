@@ -6,7 +6,9 @@
     ├── UsageError            2   arguments that make no sense together
     ├── WrongSecret           3
     │   ├── WrongPassword
-    │   └── MistypedKey           names the lines
+    │   ├── MistypedKey           names the lines
+    │   └── KeyChanged            right once, and the vault has a new key since
+    │       └── KeyChangeUnfinished
     ├── IntegrityError        4   bytes that are not what was sealed
     │   ├── FormatError           bytes that do not parse
     │   │   └── NewerFormat       written by a later cryptfs
@@ -54,6 +56,14 @@ class MistypedKey(WrongSecret):
     def __init__(self, message: str, lines: tuple[int, ...] = ()) -> None:
         super().__init__(message)
         self.lines = lines
+
+
+class KeyChanged(WrongSecret):
+    """The secret is of a former key of the vault, which was changed since."""
+
+
+class KeyChangeUnfinished(KeyChanged):
+    """The secret is of a new key with which the vault's newest epoch is not sealed (yet)."""
 
 
 class IntegrityError(CryptfsError):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from cryptfs.crypto.former_keys import open_former_keys
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.password import KdfParams, PasswordSlot, unwrap_password, wrap_password
 from cryptfs.crypto.recovery_key import RecoveryKey
@@ -19,6 +20,7 @@ from cryptfs.errors import (
     CryptfsError,
     FormatError,
     IntegrityError,
+    KeyChanged,
     LoginNeeded,
     NewerFormat,
     NotAVault,
@@ -35,13 +37,16 @@ from cryptfs.format.header import (
     Header,
     UnverifiedHeader,
     encode_header,
+    new_header,
     parse_header,
 )
-from cryptfs.format.metadata import parse_commit
+from cryptfs.format.metadata import Envelope, parse_commit
 from cryptfs.format.names import COMMITS, HEADERS, commit_name, header_name, parse_name
 from cryptfs.ids import RandomBytes
 from cryptfs.remote.base import Remote
+from cryptfs.store.rekeying import former_state, move_state
 from cryptfs.store.state import Seen, StateFolder, known_states, write_atomically
+from cryptfs.sync.key_change import require_finished_change
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +137,7 @@ async def unlock(
     """Opens the vault.
 
     ``accept_rollback`` takes a header that is older than one that was seen for the newest from
-    now on. ``only_look`` does not compare, and remembers nothing.
+    now on. ``only_look`` does not compare headers, and remembers none.
     Raises WrongPassword or WrongSecret, IntegrityError when no header is whole and a published
     password was given, RollbackError when this device has seen a newer one.
     """
@@ -144,13 +149,21 @@ async def unlock(
         key, slot = _try_password(found, secret, state_root)
     keys = VaultKeys.derive(key)
     header = _highest_verified(found, keys)
-    if header is None and slot is None and not await _fits(remote, found, keys):
+    newest = None if header is not None else await _newest_commit(remote, found, keys)
+    if header is None and slot is None and newest is None and not _claimed(found, keys):
         raise WrongSecret(
             "this recovery key belongs to another vault (its digits are typed right); "
             "check which vault it was written down for"
         )
     if slot is not None:
         _require_current(slot, header, found, keys, state_root)
+    if header is not None:
+        keys = VaultKeys.derive(key, open_former_keys(keys, header.former_keys))
+    elif newest is not None:
+        keys = VaultKeys.derive(key, [RecoveryKey(digits) for digits in newest.former_keys])
+    if not accept_rollback:
+        _refuse_former(keys, state_root)
+    await _take_over_state(remote, keys, state_root)
     if not only_look:
         _note(remote, keys, header, state_root, accept_rollback=accept_rollback)
     return Unlocked(key, keys, header)
@@ -179,24 +192,60 @@ def _require_current(
         raise WrongPassword("this password was changed or removed; use the one that replaced it")
 
 
-async def _fits(remote: Remote, found: Found, keys: VaultKeys) -> bool:
-    """Whether the keys are this vault's, although no header says so.
+def _claimed(found: Found, keys: VaultKeys) -> bool:
+    """Whether a header says, wrongly sealed as it may be, that it is of these keys' vault.
 
-    A provider that damages the headers must not lock out who has the 64 digits.
+    A provider that damages the headers must not lock out who has the 64 digits. The id is made of
+    the key, so it cannot be somebody else's by chance.
     """
-    # The id is made of the key, so it cannot be somebody else's by chance.
-    if any(header.vault_id == keys.vault_id for _, header in found.headers):
-        return True
+    return any(header.vault_id == keys.vault_id for _, header in found.headers)
+
+
+async def _newest_commit(remote: Remote, found: Found, keys: VaultKeys) -> Envelope | None:
+    """Returns what the newest commit that opens with these keys says of itself. Without a header it
+    tells that the keys are this vault's, and which ones the vault had before them.
+    """
     if found.offline is not None:
-        return False
+        return None
     names = [parse_name(info.name) for info in await remote.list(COMMITS)]
-    for epoch in sorted(name.number for name in names if name is not None)[-_COMMITS_TRIED:]:
+    epochs = sorted((name.number for name in names if name is not None), reverse=True)
+    for epoch in epochs[:_COMMITS_TRIED]:
         try:
-            parse_commit(await remote.get(commit_name(epoch)), keys, epoch)
+            return parse_commit(await remote.get(commit_name(epoch)), keys, epoch)[0]
         except (IntegrityError, ObjectNotFound):
             continue
-        return True
-    return False
+    return None
+
+
+# -- a vault whose key was changed -----------------------------------------------------------
+
+
+def _refuse_former(keys: VaultKeys, state_root: Path) -> None:
+    """Raises KeyChanged if this device has seen that the vault has a later key: who brings back an
+    old header and old objects brings back nothing here.
+    """
+    for state in known_states(state_root):
+        seen = state.seen()
+        if seen is not None and keys.vault_id.hex() in seen.former_vault_ids:
+            raise KeyChanged(
+                "the key of this vault was changed, and this secret is of a former one; use the "
+                "new password or the new 64 digits. (To go on from an older copy of the vault all "
+                "the same, use --accept-rollback)"
+            )
+
+
+async def _take_over_state(remote: Remote, keys: VaultKeys, state_root: Path) -> None:
+    """Lets what this device has of the vault under a former key go over to the new one.
+
+    Raises KeyChangeUnfinished, VaultBusy while the vault is mounted with the former key.
+    """
+    new = StateFolder(state_root, keys.vault_id)
+    if not keys.former or any(new.path.glob("state.db*")):
+        return
+    await require_finished_change(remote, keys)
+    former = former_state(state_root, keys)
+    if former is not None:
+        move_state(state_root, former, keys, least=keys.key_epoch)
 
 
 def _try_password(
@@ -248,7 +297,10 @@ def _highest_verified(found: Found, keys: VaultKeys) -> Header | None:
         try:
             return header.verify(keys, sequence)
         except IntegrityError as error:
-            log.warning("%s does not count: %s", header_name(sequence), error)
+            # Of a later key of this vault, perhaps: then what does not open will be told.
+            is_later = header.vault_id != keys.vault_id and header.claims.key_epoch > 1
+            level = logging.DEBUG if is_later else logging.WARNING
+            log.log(level, "%s does not count: %s", header_name(sequence), error)
     return None
 
 
@@ -287,7 +339,8 @@ def keep_header(state: StateFolder, url: str, header: Header, keys: VaultKeys) -
     before = state.seen()
     if before is None or before.header_sequence != header.sequence or not state.header.exists():
         write_atomically(state.header, encode_header(header, keys))
-    state.note_seen(Seen(url, keys.vault_id.hex(), header.sequence, header.format_version))
+    former = tuple(one.vault_id.hex() for one in keys.row()[1:])
+    state.note_seen(Seen(url, keys.vault_id.hex(), header.sequence, header.format_version, former))
 
 
 # -- slots -----------------------------------------------------------------------------------
@@ -360,7 +413,7 @@ async def remove_slot(remote: Remote, unlocked: Unlocked, slot_id: int) -> None:
 
 def keep_local_slots(state_root: Path, unlocked: Unlocked, slots: tuple[PasswordSlot, ...]) -> None:
     """Keeps password slots on this device, in place of those that were kept before."""
-    header = Header(vault_id=unlocked.keys.vault_id, sequence=1, slots=slots)
+    header = new_header(unlocked.keys, 1, slots)
     state = StateFolder(state_root, unlocked.keys.vault_id)
     state.make()
     write_atomically(state.local_slots, encode_header(header, unlocked.keys))
@@ -395,7 +448,7 @@ async def _publish_slots(
     taken = [name.number for name in names if name is not None]
     sequence = max([0 if before is None else before.sequence, *taken]) + 1
     header = (
-        Header(vault_id=unlocked.keys.vault_id, sequence=sequence, slots=slots)
+        new_header(unlocked.keys, sequence, slots)
         if before is None
         else replace(before, sequence=sequence, slots=slots)
     )

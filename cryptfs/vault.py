@@ -16,7 +16,10 @@ import trio
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.recovery_key import RecoveryKey
 from cryptfs.errors import (
+    CryptfsError,
     EpochTaken,
+    IntegrityError,
+    KeyChanged,
     LoginNeeded,
     OutOfSpace,
     RollbackError,
@@ -24,7 +27,7 @@ from cryptfs.errors import (
     VaultBusy,
     VaultUnreachable,
 )
-from cryptfs.format.header import Header, encode_header
+from cryptfs.format.header import encode_header, new_header
 from cryptfs.format.names import header_name, parse_name
 from cryptfs.fs.dirty import DirtyChunks
 from cryptfs.fs.files import Files
@@ -41,16 +44,19 @@ from cryptfs.store.database import Database, StateDamaged, is_damage, unsaved_na
 from cryptfs.store.devices import DeviceRows
 from cryptfs.store.myself import Machine, Myself, machine_of
 from cryptfs.store.progress import Progress
+from cryptfs.store.rekeying import finish_moving
 from cryptfs.store.spool import Spool, spool_file
 from cryptfs.store.state import StateFolder, write_atomically
 from cryptfs.store.tree import Tree
 from cryptfs.sync.cache import PackCache
 from cryptfs.sync.follow import Follower
+from cryptfs.sync.kept import KeptLine
 from cryptfs.sync.packs import Packs
 from cryptfs.sync.publish import Publisher
 from cryptfs.sync.pull import Puller
 from cryptfs.sync.replay import Followed, Replay
 from cryptfs.unlock import SlotRequest, Unlocked, keep_header, new_slot
+from cryptfs.upkeep.check_state import Rebuilt
 from cryptfs.upkeep.conflict_requests import (
     CONFLICT_REQUESTS,
     answer_about_conflicts,
@@ -147,11 +153,11 @@ def _view(
     around: Surroundings,
 ) -> View:
     progress = Progress(database)
-    content = Content(database, progress)
+    content = Content(database, progress, keys.key_epoch)
     packs = Packs(content, remote, keys, state.spool, PackCache(state.cache, around.cache_bytes))
     return View(
         remote, keys, state, database, progress, Tree(database, progress), content, packs,
-        ChunkReader(content, packs),
+        ChunkReader(content, packs, keys),
     )  # fmt: skip
 
 
@@ -161,6 +167,8 @@ class Notices:
 
     all: list[str] = field(default_factory=list)
     private: list[str] = field(default_factory=list)
+    rebuilt: list[Rebuilt] = field(default_factory=list)
+    """The local state, if it could not be read and was made anew."""
 
 
 class Vault:
@@ -170,6 +178,7 @@ class Vault:
         self.view = view
         self.notices = notices.all
         self.private_notices = notices.private
+        self.rebuilt = notices.rebuilt
         self._clock_ns = around.clock_ns
         self._is_running = False
         self.myself = Myself(view.database)
@@ -205,6 +214,7 @@ class Vault:
             clock_ns=around.clock_ns, random_bytes=around.random_bytes,
         )  # fmt: skip
         self.puller = Puller(view.database, view.progress, view.remote, view.keys)
+        self.publisher.keep = self.puller.keep = KeptLine(view.state.line).keep
         self.on_followed: Callable[[Followed], Awaitable[object]] = _nobody_looks
         """Awaited when the vault followed its line, with what that changed."""
         self.follower = Follower(
@@ -270,14 +280,29 @@ class Vault:
             device_name=self.identity.name, clock_ns=self._clock_ns,
         )  # fmt: skip
 
-    async def pull(self, *, accept_rollback: bool = False) -> None:
-        """Brings what others published; goes on with what is here if the remote is away."""
+    async def pull(self, *, accept_rollback: bool = False, only_look: bool = False) -> None:
+        """Brings what others published; goes on with what is here if the remote is away.
+
+        ``only_look`` goes on with what is here also where the remote is damaged or went back, and
+        takes nothing for the work of another device that came first.
+        """
+        if only_look and not self.view.remote.capabilities.atomic_create:
+            accept_rollback = True
+        is_new = not self.view.progress.published_epoch
         try:
             await self.follower.follow(mounted=False, accept_rollback=accept_rollback)
         except (VaultUnreachable, LoginNeeded) as error:
             if not self.view.progress.published_epoch:
                 raise
             self.notices.append(f"{error}; going on with what is on this device")
+        except KeyChanged as error:
+            if is_new:
+                raise
+            self.notices.append(str(error))
+        except CryptfsError as error:
+            if not only_look or not self.view.progress.published_epoch:
+                raise
+            log.info("looking at what is here: %s", error)
 
     async def follow(self) -> Followed:
         """Brings what others published while the vault is mounted."""
@@ -309,6 +334,11 @@ class Vault:
                 await self.collector.run_in_background()
         except EpochTaken:
             await self.follow()
+
+    async def finish_key_change(self) -> None:
+        """Publishes the first epoch of a new key, if a process died before it did."""
+        if self.view.progress.head_key_epoch < self.view.keys.key_epoch:
+            await self.follower.publish(mounted=False)
 
     def history(self, root_epoch: int | None = None) -> History:
         """Returns the past as a mount shows it; with an epoch it is the whole mount."""
@@ -378,7 +408,7 @@ async def open_vault(
 
     ``accept_rollback`` goes on from a remote that went back: this device begins anew from it,
     because going on from the newer state would leave the other devices a gap; what was here is
-    moved aside. ``only_look`` shows what is here and does not compare.
+    moved aside. ``only_look`` shows what is here where the remote cannot be followed.
     Raises VaultBusy, RollbackError, VaultUnreachable (only when nothing is here yet).
     """
     state = StateFolder(around.state_root, unlocked.keys.vault_id)
@@ -418,17 +448,19 @@ async def _open_locked(
     only_look: bool = False,
 ) -> Vault:
     keys = unlocked.keys
+    finish_moving(state, keys.vault_id)
     if unlocked.header is not None:
         keep_header(state, remote.url, unlocked.header, keys)
     notices = Notices()
     database, is_new = _open_database(state, keys, around, notices)
     try:
+        _require_former_keys(database, keys)
         spool = Spool(state.spool, keys, around.random_bytes)
         vault = Vault(_view(remote, keys, state, database, around), spool, around, notices)
         vault.identity.note_machine(around.machine_of(state.database), keys.vault_id)
         await vault.recover()
         vault.identity.is_new = is_new
-        await vault.pull(accept_rollback=only_look)
+        await vault.pull(only_look=only_look)
         vault.identity.is_new = False
         vault.news.begin()
         await vault.settler.settle()
@@ -444,8 +476,8 @@ async def _open_locked(
 def _open_database(
     state: StateFolder, keys: VaultKeys, around: Surroundings, notices: Notices
 ) -> tuple[Database, bool]:
-    if state.database.exists():
-        try:
+    try:
+        if state.database.exists():
             database = Database(state.database, keys.state_database)
             try:
                 if not database.is_unfinished:
@@ -459,27 +491,53 @@ def _open_database(
                 database.close()
                 raise
             database.close()
-            state.database.unlink()
-        except StateDamaged as error:
-            waiting = sum(1 for _ in state.spool.iterdir())
-            names = unsaved_names(state.database, keys.state_database, _MOST_NAMED)
-            aside = state.move_damaged_aside()
-            notices.all.append(
-                f"{error}. It is being rebuilt from the vault; changes that were not published "
-                f"could not be saved ({waiting} packs of them are kept in {aside})"
-            )
-            if names:
-                shown = ", ".join(ascii(os.fsdecode(name))[1:-1] for name in names)
-                more = " and perhaps more" if len(names) == _MOST_NAMED else ""
-                notices.private.append(f"not saved, or not as they were last: {shown}{more}")
+        if state.was_used:
+            raise StateDamaged(f"the local state {state.database} is gone")
+        state.database.unlink(missing_ok=True)
+    except StateDamaged as error:
+        waiting = sum(1 for _ in state.spool.iterdir())
+        names = unsaved_names(state.database, keys.state_database, _MOST_NAMED)
+        rebuilt = Rebuilt(str(error), state.move_damaged_aside(), waiting, tuple(names))
+        notices.rebuilt.append(rebuilt)
+        notices.all.append(rebuilt.sentence)
+        if names:
+            shown = ", ".join(ascii(os.fsdecode(name))[1:-1] for name in names)
+            more = " and perhaps more" if len(names) == _MOST_NAMED else ""
+            notices.private.append(f"not saved, or not as they were last: {shown}{more}")
     return _create_database(state, keys, around), True
+
+
+def _require_former_keys(database: Database, keys: VaultKeys) -> None:
+    """Raises IntegrityError when it is not known how many keys the vault had before this one:
+    then nothing may be sealed in its name.
+    """
+    if Progress(database).least_key_epoch > keys.key_epoch:
+        raise IntegrityError(
+            "the former keys of this vault are not known here, because no header of it is whole; "
+            "make one, while the vault's place can be reached, with: cryptfs key add-password --key"
+        )
 
 
 def _create_database(state: StateFolder, keys: VaultKeys, around: Surroundings) -> Database:
     database = Database(state.database, keys.state_database, create=True)
-    Progress.create(database, device=random_device(around.random_bytes), dedup=True)
+    Progress.create(
+        database,
+        device=random_device(around.random_bytes),
+        dedup=True,
+        key_epoch=keys.key_epoch,
+    )
     Tree(database, Progress(database)).add_root(os.getuid(), os.getgid(), around.clock_ns())
     return database
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A vault opened for one command; ``vault`` is None while it is mounted."""
+
+    view: View
+    vault: Vault | None
+    notices: list[str]
+    mountpoint: str = ""
 
 
 @asynccontextmanager
@@ -487,6 +545,18 @@ async def open_view(
     remote: Remote, unlocked: Unlocked, around: Surroundings, *, only_look: bool = False
 ) -> AsyncIterator[tuple[View, list[str]]]:
     """Opens the vault for reading: the newest state, or while it is mounted the settled one."""
+    async with open_as_it_is(remote, unlocked, around, only_look=only_look) as opened:
+        yield opened.view, opened.notices
+
+
+@asynccontextmanager
+async def open_as_it_is(
+    remote: Remote, unlocked: Unlocked, around: Surroundings, *, only_look: bool = False
+) -> AsyncIterator[Opened]:
+    """Opens the vault, or while it is mounted what is settled of it, read-only.
+
+    ``only_look`` opens it also where the remote is damaged or went back, as far as that goes.
+    """
     try:
         vault = await open_vault(remote, unlocked, around, only_look=only_look)
     except VaultBusy:
@@ -498,13 +568,14 @@ async def open_view(
         try:
             notice = f"the vault is mounted at {holder.mountpoint}: this is its settled state"
             with noting_damage(state):
-                yield _view(remote, unlocked.keys, state, database, around), [notice]
+                view = _view(remote, unlocked.keys, state, database, around)
+                yield Opened(view, None, [notice], holder.mountpoint)
         finally:
             database.close()
         return
     try:
         with noting_damage(vault.view.state):
-            yield vault.view, vault.notices + vault.private_notices
+            yield Opened(vault.view, vault, vault.notices + vault.private_notices)
     finally:
         vault.close()
 
@@ -546,15 +617,13 @@ async def init_vault(
     await check_vacant(remote)
     unlocked = Unlocked(key, VaultKeys.derive(key), None)
     slots = () if slot is None else (new_slot(unlocked, slot, 1, around.random_bytes),)
-    header = Header(
-        vault_id=unlocked.keys.vault_id, sequence=1, slots=() if slot_is_local else slots
-    )
+    header = new_header(unlocked.keys, 1, () if slot_is_local else slots)
     unlocked = Unlocked(key, unlocked.keys, header)
     vault = await open_vault(remote, unlocked, around)
     try:
         vault.view.progress.set_dedup(dedup)
         if slot_is_local:
-            local = Header(vault_id=unlocked.keys.vault_id, sequence=1, slots=slots)
+            local = new_header(unlocked.keys, 1, slots)
             write_atomically(vault.view.state.local_slots, encode_header(local, unlocked.keys))
         await vault.publisher.publish()
         await remote.create(header_name(1), encode_header(header, unlocked.keys))

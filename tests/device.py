@@ -34,7 +34,7 @@ from cryptfs.store import database
 from cryptfs.store.database import Database
 from cryptfs.store.myself import Machine
 from cryptfs.store.tree import Inode
-from cryptfs.unlock import Unlocked
+from cryptfs.unlock import Secret, Unlocked, unlock
 from cryptfs.vault import Surroundings, Vault, init_vault, open_vault
 from tests.vectors.seeded import KEY, KEYS, SeededBytes
 
@@ -66,8 +66,10 @@ class Device:
         remote_folder: Path | None = None,
         around_remote: Callable[[Remote], Remote] = lambda remote: remote,
         seed: str = "",
+        unlocked: Unlocked | None = None,
     ) -> None:
         self.folder = folder
+        self.unlocked = unlocked or Unlocked(KEY, KEYS, None)
         self.name = name
         self.remote_folder = remote_folder or folder / "remote"
         self.around_remote = around_remote
@@ -80,7 +82,7 @@ class Device:
 
     @property
     def state(self) -> Path:
-        return self.folder / "state" / KEYS.vault_id.hex()
+        return self.folder / "state" / self.unlocked.keys.vault_id.hex()
 
     @property
     def spool(self) -> Path:
@@ -110,10 +112,14 @@ class Device:
         """Opens the vault with nothing running in the background; the caller closes it."""
         return await open_vault(
             self.remote(),
-            Unlocked(KEY, KEYS, None),
+            self.unlocked,
             self.surroundings(),
             accept_rollback=accept_rollback,
         )
+
+    async def unlock(self, secret: Secret) -> None:
+        """What is opened from now on is opened with this."""
+        self.unlocked = await unlock(self.remote(), secret, self.folder / "state")
 
     @asynccontextmanager
     async def opened(
@@ -141,6 +147,7 @@ class Device:
             name=self.name,
             remote_folder=None if inside else self.remote_folder,
             seed=f"{self._seed}, start {self._starts}, copy {self._copies}",
+            unlocked=self.unlocked,
         )
         twin.clock.now_ns = self.clock.now_ns
         return twin
@@ -148,7 +155,11 @@ class Device:
     def second(self, folder: Path, name: str = "laptop") -> Device:
         """Another machine that comes new to the same vault."""
         return Device(
-            folder, name=name, remote_folder=self.remote_folder, seed=f"{name} at {self._seed}"
+            folder,
+            name=name,
+            remote_folder=self.remote_folder,
+            seed=f"{name} at {self._seed}",
+            unlocked=self.unlocked,
         )
 
 

@@ -21,7 +21,7 @@ ROWS: Final = (
     ("concurrency",),
     ("fs", "remote"),
     ("sync", "upkeep"),
-    ("unlock", "vault", "control", "fuse", "fuse_cache", "fuse_wait", "daemon"),
+    ("unlock", "vault", "rotation", "control", "fuse", "fuse_cache", "fuse_wait", "daemon"),
     ("cli",),
     ("__main__",),
 )

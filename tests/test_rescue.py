@@ -28,6 +28,7 @@ from tests.format.by_hand import RANDOM, TREE
 from tests.format.by_hand import vault as vault_by_hand
 from tests.golden.generate import EPOCHS, VAULT, describe
 from tests.golden.test_golden import GOLDEN, seen_on_disk
+from tests.rotation.changing import FILES, NEW_KEY, change_key, make_filled_vault
 from tests.threats.test_15_hostile_names import HOSTILE, body
 from tests.upkeep.test_restore import flip, restored, tree_of
 from tests.upkeep.vaults import make_full_vault
@@ -80,6 +81,32 @@ def test_it_is_one_file_that_stands_alone() -> None:
         elif isinstance(node, ast.ImportFrom):
             modules.add(str(node.module).split(".")[0])
     assert modules - sys.stdlib_module_names == {"cbor2", "cryptography", "zstandard"}
+
+
+# -- a vault whose key was changed ------------------------------------------------------------
+
+
+def test_a_vault_of_two_keys(tmp_path: Path) -> None:
+    """Its packs are of both; the former key opens it as it was before."""
+
+    async def make() -> Path:
+        device = await make_filled_vault(tmp_path / "desk")
+        await change_key(device)
+        async with device.opened(background=False) as vault:
+            await write_file(vault, b"since", b"the new key")
+            await vault.publisher.publish()
+        return device.remote_folder
+
+    folder = trio.run(make)
+    run = Run(folder, str(tmp_path / "out"), key="\n".join(NEW_KEY.lines()))
+    assert (run.code, run.err) == (0, "")
+    for path, data in (FILES | {b"since": b"the new key"}).items():
+        assert (tmp_path / "out" / os.fsdecode(path)).read_bytes() == data
+    run = Run(folder, str(tmp_path / "before"), "--epoch=3", key="\n".join(NEW_KEY.lines()))
+    assert run.code == 0 and not (tmp_path / "before/since").exists()
+    assert (tmp_path / "before/letter").read_bytes() == FILES[b"letter"]
+    run = Run(folder, str(tmp_path / "former"))
+    assert run.code == 4 and "epoch 4 cannot be read" in run.err
 
 
 # -- everything, at every epoch --------------------------------------------------------------

@@ -96,6 +96,18 @@ def count(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def resealing_text(left: dict[str, int]) -> str:
+    """How far the sealing anew is, after a change of the key."""
+    parts = []
+    if left["packs"]:
+        packs = f"{count(left['packs'], 'pack')} ({format_size(left['bytes'])})"
+        parts.append(f"{packs} left to be sealed anew")
+    if left["waiting_packs"]:
+        packs = f"{count(left['waiting_packs'], 'pack')} ({format_size(left['waiting_bytes'])})"
+        parts.append(f"{packs} of a former key set aside, to leave the vault")
+    return "; ".join(parts)
+
+
 def json_path(path: bytes) -> dict[str, str]:
     """``path`` for people, and ``path_bytes`` (base64) where that is not the whole truth."""
     try:

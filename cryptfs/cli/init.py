@@ -94,7 +94,7 @@ def init(
     elif not yes:
         print_key(key, say)
     if not yes:
-        _confirm_line(key)
+        confirm_line(key)
 
     async def make() -> str:
         try:
@@ -115,9 +115,11 @@ def init(
     say(f"The vault is ready. Mount it with: cryptfs mount {absolute_url(vault)} DIR")
 
 
-def print_key(key: RecoveryKey, tell: Callable[[str], None]) -> None:
+def print_key(
+    key: RecoveryKey, tell: Callable[[str], None], explanation: str = EXPLANATION
+) -> None:
     """Tells the four lines, and on standard error what they are."""
-    say(EXPLANATION)
+    say(explanation)
     for line in key.lines():
         tell(line)
     say("")
@@ -172,7 +174,8 @@ def _require_writable(root: os.PathLike[str]) -> None:
         ) from error
 
 
-def _confirm_line(key: RecoveryKey) -> None:
+def confirm_line(key: RecoveryKey) -> None:
+    """Returns when somebody has typed a line of the key."""
     number = 1 + secrets.randbelow(LINES)
     while True:
         typed = ask_line(f"To be sure that you have it, type line {number} of the key: ", "--yes")

@@ -18,10 +18,20 @@ from cryptfs.cli.asking import (
     open_with,
     secret_options,
 )
-from cryptfs.cli.display import format_age, format_size, say, show, show_json, show_table, warn
+from cryptfs.cli.display import (
+    format_age,
+    format_size,
+    resealing_text,
+    say,
+    show,
+    show_json,
+    show_table,
+    warn,
+)
 from cryptfs.cli.examples import examples
 from cryptfs.cli.init import kdf_params
-from cryptfs.cli.places import device_name, remote_of, state_root
+from cryptfs.cli.places import device_name, find_mounted, remote_of, state_root
+from cryptfs.cli.rotate import rotate_key
 from cryptfs.control import format_time
 from cryptfs.crypto.password import PasswordSlot, unwrap_password
 from cryptfs.errors import CryptfsError, UsageError, WrongPassword
@@ -42,14 +52,17 @@ from cryptfs.unlock import (
 )
 
 _NOT_REVOKED: Final = (
-    "Who knew the old password may have kept the key that it opened: if that matters, make a new "
-    "vault and move the files there."
+    "Who knew the old password may have kept the key that it opened, and with it opens all that is "
+    "there and all to come. To shut them out, give the vault a new key: cryptfs key rotate"
 )
 
 
 @click.group(epilog=examples("cryptfs key change-password ~/Cloud/vault"))
 def key() -> None:
     """The recovery key of a vault, and its passwords."""
+
+
+key.add_command(rotate_key)
 
 
 @key.command("show", epilog=examples("cryptfs key show ~/Cloud/vault | lpr"))
@@ -68,6 +81,10 @@ def show_key(place: str, secret: SecretSource) -> None:
 def list_passwords(place: str, as_json: bool) -> None:
     """Show the passwords of VAULT: when they were made, never what they are."""
     slots = _with_remote(place, _slots)
+    mounted = find_mounted(place)
+    left = mounted.ask({"do": "status"}).get("resealing") if mounted is not None else None
+    if left is not None:
+        say(resealing_text(left))
     if as_json:
         show_json([slot_as_json(slot, local) for slot, local in slots])
         return

@@ -129,6 +129,7 @@ def mount(
         state_root=str(around.state_root),
         device_name=around.device_name,
         digits=unlocked.key.digits.decode(),
+        former=tuple(key.digits.decode() for key in unlocked.keys.former),
         read_only=read_only or at is not None,
         at=at,
         show_history=show_history,

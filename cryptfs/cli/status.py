@@ -17,6 +17,7 @@ from cryptfs.cli.display import (
     format_size,
     live,
     printable,
+    resealing_text,
     show,
     show_json,
     show_table,
@@ -133,6 +134,7 @@ def unmounted_status(
         "size_bytes": None,
         "compression_saved_bytes": None,
         "dedup_saved_bytes": None,
+        "resealing": None,
         "state": "paused" if state.is_paused else None,
         "problem": None,
         "traffic": None,
@@ -172,6 +174,8 @@ def _lines(one: Message) -> Iterator[str]:
     yield f"dirty        {format_size(one['dirty_bytes'])}"
     yield f"unpublished  {_unpublished(one)}"
     yield f"syncing      {_state(one)}"
+    if one["resealing"] is not None:
+        yield f"new key      {resealing_text(one['resealing'])}"
     traffic = one["traffic"]
     yield (
         f"traffic      {format_size(traffic['sent_bytes'])} up, "

@@ -18,6 +18,7 @@ class Label(Enum):
     OBJECTS = b"cryptfs 1 objects\0"
     CHUNK_ID = b"cryptfs 1 chunk id\0"
     STATE_DATABASE = b"cryptfs 1 state database\0"
+    FORMER_KEYS = b"cryptfs 1 former keys\0"  # and begins the associated data of those
     # from the objects key and an object's salt
     OBJECT = b"cryptfs 1 object\0"
     # from what Argon2id makes of a password

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
+from cryptfs.crypto.former_keys import MAX_FORMER_KEYS, SEALED_FORMER_SIZE, seal_former_keys
 from cryptfs.crypto.header_mac import header_mac, require_header_mac
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.password import (
@@ -52,9 +54,13 @@ class Header:
     sequence: int  # the number in its name: a copy under a higher one is refused
     slots: tuple[PasswordSlot, ...] = ()
     format_version: int = FORMAT_VERSION
-    key_epoch: int = 1
-    former_keys: tuple[bytes, ...] = ()  # reserved; always empty in format 1
+    former_keys: tuple[bytes, ...] = ()  # sealed with the newest, the oldest first
     features: tuple[str, ...] = ()
+
+    @property
+    def key_epoch(self) -> int:
+        """The number of the key that this header is of."""
+        return len(self.former_keys) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +106,16 @@ class UnverifiedHeader:
         return self.claims
 
 
+def new_header(keys: VaultKeys, sequence: int, slots: tuple[PasswordSlot, ...] = ()) -> Header:
+    """A header of the vault that has these keys."""
+    return Header(keys.vault_id, sequence, slots, former_keys=seal_former_keys(keys))
+
+
 def encode_header(header: Header, keys: VaultKeys) -> bytes:
     """The object that `header_name` of its sequence names."""
-    if header.vault_id != keys.vault_id:
-        raise ValueError("a header is written with the keys of its own vault")
     _check_header(header)
+    if header.vault_id != keys.vault_id or header.former_keys != seal_former_keys(keys):
+        raise ValueError("a header is written with the keys of its own vault")
     fields = _header_fields(header)
     mac = header_mac(keys, _canonical(fields))
     text = _canonical(fields | {"mac": mac.hex()})
@@ -112,6 +123,15 @@ def encode_header(header: Header, keys: VaultKeys) -> bytes:
     if size > MAX_HEADER:
         raise ValueError(f"a header of {len(text)} bytes is too large")
     return text.ljust(size - 1) + b"\n"
+
+
+def is_of_former_key(header: UnverifiedHeader, keys: VaultKeys, sequence: int) -> bool:
+    """Whether the header was written with a former key of the vault that has these."""
+    for former in keys.row()[1:]:
+        with suppress(IntegrityError):
+            header.verify(former, sequence)
+            return True
+    return False
 
 
 def parse_header(data: bytes) -> UnverifiedHeader:
@@ -240,11 +260,12 @@ def _parse_fields(fields: Any) -> tuple[Header, bytes]:
         format_version=_take(fields, "cryptfs", int),
         features=_parse_features(_take(fields, "features", list)),
         former_keys=_parse_former_keys(_take(fields, "former_keys", list)),
-        key_epoch=_parse_key_epoch(_take(fields, "key_epoch", int)),
         sequence=_take(fields, "sequence", int),
         slots=tuple(map(_parse_slot, _take(fields, "slots", list))),
         vault_id=_take_hex(fields, "vault_id", _VAULT_ID_SIZE),
     )
+    if _take(fields, "key_epoch", int) != header.key_epoch:
+        raise FormatError("the header does not have one former key for each key epoch before")
     _check_header(header)
     return header, _take_hex(fields, "mac", _MAC_SIZE)
 
@@ -262,15 +283,7 @@ def _parse_features(features: list[Any]) -> tuple[str, ...]:
 
 
 def _parse_former_keys(former_keys: list[Any]) -> tuple[bytes, ...]:
-    if former_keys:
-        raise NewerFormat("the vault was re-keyed, which needs a later version of cryptfs")
-    return ()
-
-
-def _parse_key_epoch(key_epoch: int) -> int:
-    if key_epoch > 1:
-        raise NewerFormat("the vault was re-keyed, which needs a later version of cryptfs")
-    return key_epoch
+    return tuple(_to_bytes(key, "a former key", SEALED_FORMER_SIZE) for key in former_keys)
 
 
 def _parse_slot(fields: Any) -> PasswordSlot:
@@ -294,8 +307,10 @@ def _parse_slot(fields: Any) -> PasswordSlot:
 def _check_header(header: Header) -> None:
     if not 1 <= header.sequence <= MAX_SEQUENCE:
         raise FormatError(f"header sequence {header.sequence} is out of range")
-    if header.key_epoch != 1 or header.former_keys:
-        raise FormatError(f"there is no key epoch {header.key_epoch} in format 1")
+    if len(header.former_keys) > MAX_FORMER_KEYS:
+        raise FormatError(f"a vault has at most {MAX_FORMER_KEYS} former keys")
+    if any(len(key) != SEALED_FORMER_SIZE for key in header.former_keys):
+        raise FormatError("a former key in the header has another length than it can have")
     if len(header.slots) > MAX_SLOTS:
         raise FormatError(f"a header has at most {MAX_SLOTS} slots")
     for slot in header.slots:
@@ -314,7 +329,10 @@ def _take(fields: Any, name: str, kind: type) -> Any:
 
 
 def _take_hex(fields: Any, name: str, size: int) -> bytes:
-    text = _take(fields, name, str)
-    if not re.fullmatch(f"[0-9a-f]{{{size * 2}}}", text):
-        raise FormatError(f"field {name!r} of the header is not {size} bytes in hexadecimal")
+    return _to_bytes(_take(fields, name, str), f"field {name!r}", size)
+
+
+def _to_bytes(text: Any, what: str, size: int) -> bytes:
+    if type(text) is not str or not re.fullmatch(f"[0-9a-f]{{{size * 2}}}", text):
+        raise FormatError(f"{what} of the header is not {size} bytes in hexadecimal")
     return bytes.fromhex(text)

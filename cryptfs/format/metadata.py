@@ -15,16 +15,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, NoReturn
 
 import cbor2
 import zstandard
 
+from cryptfs.crypto.former_keys import MAX_FORMER_KEYS
 from cryptfs.crypto.keys import VaultKeys
+from cryptfs.crypto.recovery_key import RANDOM_DIGITS
 from cryptfs.crypto.seal import SALT_SIZE, TAG_SIZE, Buffer, ObjectOpener, ObjectSealer
-from cryptfs.errors import FormatError, IntegrityError, NewerFormat
+from cryptfs.errors import FormatError, IntegrityError
 from cryptfs.format.names import RAW_NAME_SIZE, checkpoint_name, commit_name, pack_name
 from cryptfs.format.row_rules import (
     DIGEST_SIZE,
@@ -69,7 +71,13 @@ class Envelope:
     parent: bytes  # SHA-256 of a commit object: of the epoch before; a checkpoint's: of its own
     dedup: bool
     parts: tuple[PartRef, ...] = ()
-    former_keys: tuple[bytes, ...] = ()  # reserved; always empty in format 1
+    former_keys: tuple[bytes, ...] = ()
+    """The 60 digits of each recovery key before the one that it is sealed with, oldest first."""
+
+    @property
+    def key_epoch(self) -> int:
+        """The number of the key that it is sealed with."""
+        return len(self.former_keys) + 1
 
 
 def object_digest(data: Buffer) -> bytes:
@@ -90,6 +98,7 @@ def encode_commit(
 ) -> bytes:
     """Part 000 of the commit of ``envelope.epoch``: the object `commit_name` names."""
     name = commit_name(envelope.epoch)
+    _require_own_former_keys(envelope, keys)
     body = _body_fields(envelope, batch, ObjectKind.COMMIT)
     return _seal_body(body, keys, ObjectKind.COMMIT, name, random_bytes)
 
@@ -108,6 +117,7 @@ def encode_checkpoint(
 ) -> bytes:
     """Part 000 of the checkpoint of ``envelope.epoch``: the object `checkpoint_name` names."""
     name = checkpoint_name(envelope.epoch)
+    _require_own_former_keys(envelope, keys)
     body = _body_fields(envelope, batch, ObjectKind.CHECKPOINT)
     return _seal_body(body, keys, ObjectKind.CHECKPOINT, name, random_bytes)
 
@@ -116,6 +126,30 @@ def parse_checkpoint(data: Buffer, keys: VaultKeys, epoch: int) -> tuple[Envelop
     """The checkpoint of ``epoch``, without its further parts."""
     body = _open_body(data, keys, ObjectKind.CHECKPOINT, checkpoint_name(epoch))
     return _parse_body(body, ObjectKind.CHECKPOINT, epoch)
+
+
+# -- of any key epoch -------------------------------------------------------------------------
+
+
+def open_with_any(
+    parse: Callable[[Buffer, VaultKeys, int], tuple[Envelope, RowBatch]],
+    data: Buffer,
+    keys: VaultKeys,
+    epoch: int,
+) -> tuple[VaultKeys, Envelope, RowBatch]:
+    """What ``parse`` gives (`parse_commit` or `parse_checkpoint`), and the keys that opened it.
+
+    Former keys are tried too. Who has one of them can have written it: whether that matters is
+    the caller's to know. Raises as ``parse`` does with the newest.
+    """
+    failure: IntegrityError | None = None
+    for one in keys.row():
+        try:
+            return one, *parse(data, one, epoch)
+        except IntegrityError as error:
+            failure = failure or error
+    assert failure is not None
+    raise failure
 
 
 # -- further parts ----------------------------------------------------------------------------
@@ -131,7 +165,7 @@ def encode_part(
     epoch: int,
 ) -> bytes:
     """A part of the commit or checkpoint (``of``) of ``epoch``, to be stored as a pack's name."""
-    body = _table_fields(batch, of, epoch)
+    body = _table_fields(batch, of, epoch, keys.key_epoch)
     return _seal_body(body, keys, ObjectKind.PART, pack_name(name), random_bytes)
 
 
@@ -142,7 +176,7 @@ def parse_part(
     if len(data) != ref.size or object_digest(data) != ref.sha256:
         raise IntegrityError(f"{pack_name(ref.name)} is not the part that epoch {epoch} lists")
     body = _open_body(data, keys, ObjectKind.PART, pack_name(ref.name))
-    return _parse_tables(_Fields(body), of, epoch)
+    return _parse_tables(_Fields(body), of, epoch, keys.key_epoch)
 
 
 # -- the sealed body --------------------------------------------------------------------------
@@ -227,6 +261,11 @@ def _decode(plain: bytes, name: str) -> Any:
 # -- fields -----------------------------------------------------------------------------------
 
 
+def _require_own_former_keys(envelope: Envelope, keys: VaultKeys) -> None:
+    if envelope.former_keys != tuple(key.digits for key in keys.former):
+        raise ValueError("a commit lists the keys before the one that it is sealed with")
+
+
 def _body_fields(envelope: Envelope, batch: RowBatch, kind: ObjectKind) -> dict[str, Any]:
     _check_envelope(envelope, kind, envelope.epoch)
     return {
@@ -238,13 +277,13 @@ def _body_fields(envelope: Envelope, batch: RowBatch, kind: ObjectKind) -> dict[
         "dedup": envelope.dedup,
         "parts": [list(part) for part in envelope.parts],
         "former_keys": list(envelope.former_keys),
-        **_table_fields(batch, kind, envelope.epoch),
+        **_table_fields(batch, kind, envelope.epoch, envelope.key_epoch),
     }
 
 
-def _table_fields(batch: RowBatch, kind: ObjectKind, epoch: int) -> dict[str, Any]:
+def _table_fields(batch: RowBatch, kind: ObjectKind, epoch: int, key_epoch: int) -> dict[str, Any]:
     """The tables, after the same checks that a reader makes: what it refuses is not written."""
-    validate_batch(batch, kind, epoch)
+    validate_batch(batch, kind, epoch, key_epoch)
     return {
         field: {name: rows for name, rows in tables.items() if rows}
         for field, tables in (("rows", batch.rows), ("past", batch.past), ("gone", batch.gone))
@@ -264,7 +303,7 @@ def _parse_body(body: Any, kind: ObjectKind, epoch: int) -> tuple[Envelope, RowB
         former_keys=tuple(fields.take("former_keys", list)),
     )
     _check_envelope(envelope, kind, epoch)
-    return envelope, _parse_tables(fields, kind, epoch)
+    return envelope, _parse_tables(fields, kind, epoch, envelope.key_epoch)
 
 
 def _parse_part_ref(fields: Any) -> PartRef:
@@ -283,8 +322,7 @@ def _check_envelope(envelope: Envelope, kind: ObjectKind, epoch: int) -> None:
         raise FormatError(f"the parent of epoch {epoch} is not a SHA-256")
     if kind is ObjectKind.COMMIT and (envelope.parent == NO_PARENT) != (epoch == 1):
         raise FormatError("the first epoch has no parent, and every other one has")
-    if envelope.former_keys:
-        raise NewerFormat("the vault was re-keyed, which needs a later version of cryptfs")
+    _check_former_keys(envelope.former_keys)
     if len(envelope.parts) > MAX_PARTS:
         raise FormatError(f"epoch {epoch} has {len(envelope.parts)} parts")
     for part in envelope.parts:
@@ -298,10 +336,18 @@ def _check_envelope(envelope: Envelope, kind: ObjectKind, epoch: int) -> None:
         raise FormatError(f"epoch {epoch} lists a part twice")
 
 
-def _parse_tables(fields: _Fields, kind: ObjectKind, epoch: int) -> RowBatch:
+def _check_former_keys(keys: tuple[Any, ...]) -> None:
+    for key in keys:
+        if type(key) is not bytes or len(key) != RANDOM_DIGITS or not key.isdigit():
+            raise FormatError("a former key is not 60 digits")
+    if len(keys) > MAX_FORMER_KEYS or len(set(keys)) != len(keys):
+        raise FormatError(f"a vault has at most {MAX_FORMER_KEYS} former keys, each of them once")
+
+
+def _parse_tables(fields: _Fields, kind: ObjectKind, epoch: int, key_epoch: int) -> RowBatch:
     batch = RowBatch(*(_parse_group(fields, group) for group in ("rows", "past", "gone")))
     fields.require_end()
-    return validate_batch(batch, kind, epoch)
+    return validate_batch(batch, kind, epoch, key_epoch)
 
 
 def _parse_group(fields: _Fields, group: str) -> dict[str, list[Row]]:

@@ -45,11 +45,11 @@ MAX_TIME_NS: Final = (1 << 63) - 1
 MAX_IDX: Final = MAX_SIZE // CHUNK_SIZE
 
 
-def validate_batch(batch: RowBatch, kind: ObjectKind, epoch: int) -> RowBatch:
+def validate_batch(batch: RowBatch, kind: ObjectKind, epoch: int, key_epoch: int = 1) -> RowBatch:
     """The batch with its rows as named tuples.
 
     Raises `IntegrityError` unless every row can stand in a commit (``kind`` COMMIT) or a
-    checkpoint (CHECKPOINT) of ``epoch``, and no key occurs twice.
+    checkpoint (CHECKPOINT) of ``epoch``, sealed in ``key_epoch``, and no key occurs twice.
     """
     in_commit = kind is ObjectKind.COMMIT
     if in_commit and (batch.past or "epoch" in batch.rows):
@@ -63,6 +63,9 @@ def validate_batch(batch: RowBatch, kind: ObjectKind, epoch: int) -> RowBatch:
         _check_epochs(name, parsed, epoch, in_commit)
     for name, parsed in past.items():
         _check_past_epochs(name, parsed, epoch)
+    for _, _, sealed_in, *_ in rows.get("pack", ()):
+        if sealed_in > key_epoch:
+            raise FormatError(f"a pack is of key epoch {sealed_in}, and the rows of {key_epoch}")
     result = RowBatch(rows, past, gone)
     _check_unique(result)
     return result

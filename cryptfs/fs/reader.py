@@ -17,6 +17,8 @@ from typing import Final, Protocol
 import trio
 
 from cryptfs.concurrency import open_nursery
+from cryptfs.crypto.chunk_id import chunk_id
+from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.seal import ObjectOpener
 from cryptfs.errors import (
     CryptfsError,
@@ -84,9 +86,10 @@ class PackSource(Protocol):
 
 
 class ChunkReader:
-    def __init__(self, content: Content, packs: PackSource):
+    def __init__(self, content: Content, packs: PackSource, keys: VaultKeys):
         self._content = content
         self._packs = packs
+        self._keys = keys
         self._kept: OrderedDict[int, bytes] = OrderedDict()
 
     async def load(self, chunks: Sequence[ChunkRef]) -> dict[int, bytes]:
@@ -149,9 +152,20 @@ class ChunkReader:
         if length != place.stored:
             return None
         try:
-            return open_chunk(pack.opener, place, sealed)
+            return self._verified(chunk, open_chunk(pack.opener, place, sealed))
         except IntegrityError:
             return None  # found out again below, where a better copy may be had
+
+    def _verified(self, chunk: ChunkRef, content: bytes) -> bytes:
+        """Returns what was opened. Who has a former key can seal anything with it: there the
+        digest has to be right, where the chunk has one. Raises IntegrityError.
+        """
+        former = self._content.former_digest(chunk.id) if self._keys.former else None
+        if former is not None:
+            key_epoch, digest = former
+            if chunk_id(self._keys.of(key_epoch).chunk_id, content) != digest:
+                raise IntegrityError("it is sealed with a former key, and is not what was there")
+        return content
 
     def _local(self, chunk: ChunkRef) -> OpenPack | None:
         try:
@@ -199,7 +213,7 @@ class ChunkReader:
         failure: OSError | None = None
         for (chunk, pack), data in zip(chunks, sealed, strict=True):
             try:
-                found[chunk.id] = open_chunk(pack.opener, chunk.place, data)
+                found[chunk.id] = self._verified(chunk, open_chunk(pack.opener, chunk.place, data))
             except IntegrityError:
                 try:
                     found[chunk.id] = await self._mend(chunk, pack)
@@ -214,19 +228,19 @@ class ChunkReader:
         places = [chunk.place for chunk in chunks]
         try:
             loaded = await self._packs.load(chunks[0].pack, places)
+            return {chunk.id: self._verified(chunk, loaded[chunk.place.piece]) for chunk in chunks}
         except (CryptfsError, OSError) as error:
             if isinstance(error, IntegrityError):  # it may be any of them
                 for chunk in chunks:
                     self._content.distrust(chunk.id)
             raise self._unreadable(chunks[0], error) from error
-        return {chunk.id: loaded[chunk.place.piece] for chunk in chunks}
 
     async def _mend(self, chunk: ChunkRef, damaged: OpenPack) -> bytes:
         try:
             mended = await self._packs.mend(chunk.pack, damaged, [chunk.place])
+            return self._verified(chunk, mended[chunk.place.piece])
         except (CryptfsError, OSError) as error:
             raise self._unreadable(chunk, error) from error
-        return mended[chunk.place.piece]
 
     def _unreadable(self, chunk: ChunkRef, error: Exception) -> OSError:
         """Notes what cannot be read; returns what whoever reads is told."""

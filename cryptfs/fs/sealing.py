@@ -235,7 +235,7 @@ class Sealing:
         for name in dict.fromkeys(item.pack_name for item in appended):
             if name not in self._pack_ids:
                 self._pack_ids[name] = self._progress.new_id()
-                self._content.add_pack(self._pack_ids[name], name, key_epoch=1)
+                self._content.add_pack(self._pack_ids[name], name, self._keys.key_epoch)
         self.note_ended_packs()
 
     def note_ended_packs(self) -> None:

@@ -33,7 +33,8 @@ class SpooledPack(NamedTuple):
 
 
 class Content:
-    def __init__(self, database: Database, progress: Progress):
+    def __init__(self, database: Database, progress: Progress, key_epoch: int = 1):
+        self._key_epoch = key_epoch  # of the newest key
         self._execute = database.execute
         self._many = database.many
         self._read_only = database.read_only
@@ -115,22 +116,38 @@ class Content:
 
     # -- chunks and packs ------------------------------------------------------------------
 
+    def former_digest(self, chunk: int) -> tuple[int, bytes] | None:
+        """Returns (key epoch, digest) of a chunk that is sealed with a former key and has one."""
+        return self._execute(
+            "SELECT key_epoch, digest FROM chunk JOIN pack ON pack.id = chunk.pack "
+            "WHERE chunk.id = ? AND key_epoch < ? AND digest IS NOT NULL",
+            (chunk, self._key_epoch),
+        ).fetchone()
+
     def chunk_of_digest(self, digest: bytes) -> int | None:
         row = self._execute("SELECT id FROM chunk WHERE digest = ?", (digest,)).fetchone()
         return None if row is None else row[0]
 
     def distrust(self, chunk: int) -> None:
-        """Never again takes this chunk for what equal bytes are stored in: it is damaged."""
+        """Never again takes this chunk for what equal bytes are stored in: it is damaged.
+
+        Chunks that are sealed with a former key are never taken for that, and keep their digests:
+        nothing else tells them from what somebody sealed who has that key.
+        """
         if not self._read_only:
             self._execute(
-                "UPDATE chunk SET digest = NULL WHERE id = ? AND digest IS NOT NULL", (chunk,)
+                "UPDATE chunk SET digest = NULL WHERE id = ? AND digest IS NOT NULL "
+                "AND (SELECT key_epoch FROM pack WHERE pack.id = chunk.pack) = ?",
+                (chunk, self._key_epoch),
             )
 
     def distrust_pack(self, pack: int) -> None:
         """As ``distrust``, for all chunks of a pack that is lost."""
         if not self._read_only:
             self._execute(
-                "UPDATE chunk SET digest = NULL WHERE pack = ? AND digest IS NOT NULL", (pack,)
+                "UPDATE chunk SET digest = NULL WHERE pack = ? AND digest IS NOT NULL "
+                "AND (SELECT key_epoch FROM pack WHERE pack.id = chunk.pack) = ?",
+                (pack, self._key_epoch),
             )
 
     def packs_of(self, inode: int, first: int, last: int) -> list[int]:

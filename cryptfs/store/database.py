@@ -353,6 +353,24 @@ class Database:
         self.connection.close()
 
 
+def rekey_file(path: Path, key: bytes, new_key: bytes, least: int) -> None:
+    """Seals a closed database with another key, and raises the key epoch that it accepts to
+    ``least``. Not safe against a death: for a copy.
+    """
+    connection = apsw.Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    try:
+        connection.pragma("cipher", "aegis")
+        connection.execute(f"PRAGMA key = 'raw:{key.hex()}'")
+        connection.pragma("journal_mode", "delete")  # there is no other key for half of a log
+        connection.pragma("journal_mode", "memory")  # nothing is left beside it, whatever happens
+        connection.execute(LATER_TABLES)
+        connection.execute("INSERT OR IGNORE INTO key_line VALUES (1, 1, 1)")
+        connection.execute("UPDATE key_line SET least = max(least, ?)", (least,))
+        connection.execute(f"PRAGMA rekey = 'raw:{new_key.hex()}'").fetchall()
+    finally:
+        connection.close()
+
+
 def unsaved_names(path: Path, key: bytes, most: int) -> list[bytes]:
     """Returns the names of up to ``most`` entries of a damaged state that were never published,
     as far as it can be read: a page that does not open ends the list, and says nothing else.

@@ -58,6 +58,7 @@ class PackUse(NamedTuple):
     """Of these, what files of today lead to, on this device or in the newest epoch."""
     since: int
     """The epoch in which it was published."""
+    key_epoch: int
 
 
 class LiveChunk(NamedTuple):
@@ -87,6 +88,33 @@ class Move(NamedTuple):
 
     chunk: int
     copy: int
+    digest: bytes | None
+    """Of the chunk, with the newest key; it takes the place of the one that it has, if any."""
+
+
+class FormerPacks(NamedTuple):
+    """Packs that are sealed with former keys; sizes in bytes, of the objects."""
+
+    packs: int = 0
+    size_bytes: int = 0
+    """Of those which have to be sealed anew, or are found to be needed by nothing."""
+    waiting_packs: int = 0
+    waiting_bytes: int = 0
+    """Of those which wait: to be published, or condemned for the end of their grace period."""
+
+
+def read_former_packs(database: Database, key_epoch: int) -> FormerPacks:
+    """Returns what is still sealed with keys of before ``key_epoch``."""
+    if key_epoch == 1:
+        return FormerPacks()
+    row = database.row(
+        "SELECT count(*) - sum(waits), sum(size * (1 - waits)), sum(waits), sum(size * waits) FROM "
+        "(SELECT size, id IN (SELECT pack FROM condemned UNION ALL SELECT pack FROM spooled) "
+        "AS waits FROM pack WHERE key_epoch < ?)",
+        (key_epoch,),
+    )
+    assert row is not None
+    return FormerPacks._make(value or 0 for value in row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +182,8 @@ def read_usage(
     )
     packs = snapshot.rows(
         "SELECT pack.id, pack.size, coalesce(live, 0), coalesce(lasting, 0), "
-        "coalesce(in_files, 0), since FROM pack LEFT JOIN temp.used ON used.pack = pack.id "
+        "coalesce(in_files, 0), since, key_epoch "
+        "FROM pack LEFT JOIN temp.used ON used.pack = pack.id "
         "WHERE pack.size > 0 AND pack.since <= ? "
         "AND pack.id NOT IN (SELECT pack FROM spooled) ORDER BY pack.id",
         (published,),
@@ -197,8 +226,9 @@ def _epochs(database: Database) -> tuple[int, int]:
 class Garbage:
     """The rows of what is not needed. Whoever changes something settles it."""
 
-    def __init__(self, database: Database):
+    def __init__(self, database: Database, key_epoch: int = 1):
         self._database = database
+        self._key_epoch = key_epoch  # of the newest key
 
     # -- restore points ----------------------------------------------------------------------
 
@@ -244,11 +274,15 @@ class Garbage:
         }
 
     def condemn(self, pack: int) -> None:
-        """Has no device use the pack for anything new. Only at the instant that closes an epoch."""
+        """Has no device use the pack for anything new. Only at the instant that closes an epoch.
+
+        By digests of a former key nobody finds anything; they stay, to know forgeries by.
+        """
         open_epoch, _ = _epochs(self._database)
         self._database.execute(
-            "UPDATE chunk SET digest = NULL, since = ? WHERE pack = ? AND digest IS NOT NULL",
-            (open_epoch, pack),
+            "UPDATE chunk SET digest = NULL, since = ? WHERE pack = ? AND digest IS NOT NULL "
+            "AND (SELECT key_epoch FROM pack WHERE pack.id = chunk.pack) = ?",
+            (open_epoch, pack, self._key_epoch),
         )
         self._database.execute(
             "INSERT OR REPLACE INTO condemned VALUES (?, ?, NULL)", (pack, open_epoch)
@@ -291,7 +325,7 @@ class Garbage:
         database = self._database
         epoch, _ = _epochs(database)
         is_whole = True
-        for chunk, copy in moves:
+        for chunk, copy, digest in moves:
             place = database.row(
                 "SELECT pack, piece, offset, stored, plain, codec FROM chunk WHERE id = ?", (copy,)
             )
@@ -301,11 +335,23 @@ class Garbage:
                 continue
             database.execute(
                 "UPDATE chunk SET pack = ?, piece = ?, offset = ?, stored = ?, plain = ?, "
-                "codec = ?, since = ? WHERE id = ?",
-                (*place, epoch, chunk),
+                "codec = ?, digest = iif(digest IS NULL, NULL, ?), since = ? WHERE id = ?",
+                (*place, digest, epoch, chunk),
             )
             database.execute("DELETE FROM chunk WHERE id = ?", (copy,))
         return is_whole
+
+    def share(self, chunk: int, twin: int) -> None:
+        """Lets a chunk that is lost lie where an equal one does. Only at the instant that closes
+        an epoch.
+        """
+        epoch, _ = _epochs(self._database)
+        self._database.execute(
+            "UPDATE chunk SET (pack, piece, offset, stored, plain, codec) = "
+            "(SELECT pack, piece, offset, stored, plain, codec FROM chunk WHERE id = ?1), "
+            "since = ?2 WHERE id = ?3",
+            (twin, epoch, chunk),
+        )
 
     # -- dead objects --------------------------------------------------------------------------
 

@@ -72,8 +72,9 @@ class Progress:
         self.dedup = bool(row[3])
 
     @staticmethod
-    def create(database: Database, *, device: int, dedup: bool) -> None:
+    def create(database: Database, *, device: int, dedup: bool, key_epoch: int = 1) -> None:
         """Writes the first row of a new state; the caller commits."""
+        database.execute("INSERT INTO key_line VALUES (1, 1, ?)", (key_epoch,))
         database.execute(
             "INSERT INTO progress VALUES (1, ?, ?, ?, 1, 0, ?, ?, 0, 0)",
             (SCHEMA_VERSION, device, first_id(device), NO_DIGEST, int(dedup)),
@@ -104,6 +105,29 @@ class Progress:
         row = self._database.row("SELECT compressed_saved, dedup_saved FROM progress")
         assert row is not None
         return int(row[0]) + self.compressed_saved, int(row[1]) + self.dedup_saved
+
+    # -- keys ------------------------------------------------------------------------------
+
+    @property
+    def head_key_epoch(self) -> int:
+        """The key epoch in which the newest epoch in here is sealed."""
+        return int(self._database.value("SELECT head FROM key_line") or 1)
+
+    @property
+    def least_key_epoch(self) -> int:
+        """The lowest key epoch in which the vault's newest epoch may be sealed: with an older key
+        somebody can write who was to be shut out when it was changed.
+        """
+        return int(self._database.value("SELECT least FROM key_line") or 1)
+
+    def note_key_epoch(self, key_epoch: int) -> None:
+        """Records in which key epoch the newest epoch in here is sealed. It never goes back."""
+        if key_epoch > self.head_key_epoch:
+            self._database.execute(
+                "INSERT INTO key_line VALUES (1, ?1, ?1) ON CONFLICT (one) DO UPDATE SET "
+                "head = excluded.head, least = max(least, excluded.least)",
+                (key_epoch,),
+            )
 
     # -- epochs ----------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ never leaves this device: their ``_past`` twins hold what changed in the last ep
 device can step back from an epoch that another one was first to publish.
 
 Local tables (spooled, journal, orphan, progress, publication, confirmed, condemned, place_gone,
-dead_object, last_done, made_commit, myself) never leave this device.
+dead_object, last_done, made_commit, myself, key_line) never leave this device.
 """
 
 from __future__ import annotations
@@ -222,6 +222,13 @@ CREATE TABLE IF NOT EXISTS myself (
     what  TEXT PRIMARY KEY,
     value NOT NULL
 ) WITHOUT ROWID;
+
+-- With which of the vault's keys its epochs are sealed. Without a row: there is only one.
+CREATE TABLE IF NOT EXISTS key_line (
+    one   INTEGER PRIMARY KEY CHECK (one = 1),
+    head  INTEGER NOT NULL,     -- the key epoch of the newest epoch in here
+    least INTEGER NOT NULL      -- a newest epoch of a lower key epoch is refused
+);
 """
 
 

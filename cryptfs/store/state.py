@@ -12,8 +12,13 @@
         paused       is there while nothing is to be published by itself
         damaged      there while state.db is under suspicion: damage was met by a mount
         state.db     the encrypted database, and its -wal and -shm
+        state.db.ID  its copy for the vault's new key, while the state goes over to that
         spool/       packs being filled or waiting for upload
         cache/       packs of a distant remote, downloaded or just published
+        line/        commits of the newest epochs, as they lie on the remote
+        repair/      good bytes of an object that a repair is about to replace
+        unreferenced which objects of the remote nothing refers to, and since when
+        check-data   how far a check is that opens everything; check-sample some
 
 Mode 0700. A state that cannot be read is moved aside, never deleted.
 """
@@ -39,6 +44,8 @@ class Seen:
     vault_id: str
     header_sequence: int = 0
     format_version: int = 1
+    former_vault_ids: tuple[str, ...] = ()
+    """The vault had these ids with its former keys, which are not accepted here any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,7 @@ class StateFolder:
         self.database = self.path / "state.db"
         self.spool = self.path / "spool"
         self.cache = self.path / "cache"
+        self.line = self.path / "line"
         self.control = self.path / "control"
         self.log = self.path / "log"
         self.header = self.path / "header"
@@ -152,18 +160,20 @@ class StateFolder:
 
     def seen(self) -> Seen | None:
         try:
-            return Seen(**json.loads((self.path / "vault.json").read_text()))
+            found = Seen(**json.loads((self.path / "vault.json").read_text()))
+            return replace(found, former_vault_ids=tuple(found.former_vault_ids))
         except (OSError, ValueError, TypeError):
             return None
 
     def note_seen(self, seen: Seen) -> None:
-        """Remembers; sequence and format only ever go up."""
+        """Remembers; sequence, format and the former ids only ever grow."""
         before = self.seen()
         if before is not None:
             seen = replace(
                 seen,
                 header_sequence=max(seen.header_sequence, before.header_sequence),
                 format_version=max(seen.format_version, before.format_version),
+                former_vault_ids=seen.former_vault_ids or before.former_vault_ids,
             )
         if seen != before:
             write_atomically(self.path / "vault.json", json.dumps(asdict(seen)).encode())
@@ -176,6 +186,12 @@ class StateFolder:
     def is_suspect(self) -> bool:
         """Whether damage was met while the state was in use, and nobody has looked since."""
         return self._damaged.exists()
+
+    @property
+    def was_used(self) -> bool:
+        """Whether files lie here that only a state that was in use leaves: for when it is gone."""
+        log = self.database.with_name(self.database.name + "-wal")
+        return any(self.spool.iterdir()) or (log.exists() and not self.database.exists())
 
     def suspect_damage(self) -> None:
         """Has the next start read the whole database before it is used."""
@@ -217,11 +233,13 @@ def known_states(root: Path) -> Iterator[StateFolder]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces a small file; after a crash it is the old or the new one. Mode 0600."""
+    """Replaces a file; after a crash it is the old or the new one. Mode 0600."""
     new = path.with_name(path.name + ".new")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, data)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
         os.fsync(fd)
     finally:
         os.close(fd)

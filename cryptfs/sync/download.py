@@ -34,11 +34,12 @@ class Download:
     with the whole only; ``done`` when the pack can be read here, or ``error`` says why not.
     """
 
-    __slots__ = ("begun", "chunks", "done", "error", "id", "name", "opener", "since")
+    __slots__ = ("begun", "chunks", "done", "error", "id", "keys", "name", "opener", "since")
 
-    def __init__(self, id: int, name: str, since: float) -> None:
+    def __init__(self, id: int, name: str, keys: VaultKeys, since: float) -> None:
         self.id = id
         self.name = name
+        self.keys = keys  # that the pack is sealed with
         self.since = since  # seconds, monotonic
         self.begun = trio.Event()
         self.done = trio.Event()
@@ -61,9 +62,8 @@ class Whole(NamedTuple):
 class Downloader:
     """Asks a remote for packs. Every call raises what the remote's ``get`` does."""
 
-    def __init__(self, remote: Remote, keys: VaultKeys, line: Line) -> None:
+    def __init__(self, remote: Remote, line: Line) -> None:
         self._remote = remote
-        self._keys = keys
         self._line = line
 
     async def part(
@@ -98,7 +98,7 @@ class Downloader:
                 salt = data[:SALT_SIZE]
             else:
                 salt, data = await self._get_two(download.name, start, end)
-        opener = opener or pack_opener(self._keys, download.name, salt)
+        opener = opener or pack_opener(download.keys, download.name, salt)
         for place in places:
             download.chunks[place.piece] = open_chunk(opener, place, _piece(data, place, start))
         download.opener = opener
@@ -119,25 +119,25 @@ class Downloader:
             nursery.start_soon(get, start, end - start)
         return got[0], got[start]
 
-    async def whole(self, name: str, head: bytes, places: list[ChunkPlace]) -> Whole:
+    async def whole(self, download: Download, head: bytes, places: list[ChunkPlace]) -> Whole:
         """Returns a pack with all its chunks opened once; ``head`` is what is here of it already.
 
         Raises IntegrityError when none of ``places`` opens, twice. A pack in which some do is
         returned: they can be read.
         """
-        found = await self._whole(name, head, places)
+        found = await self._whole(download, head, places)
         if found.damaged:
-            again = await self._whole(name, b"", places)
+            again = await self._whole(download, b"", places)
             found = min(found, again, key=lambda whole: whole.damaged)
         if found.damaged == len(places):
-            raise _not_that_pack(name)
+            raise _not_that_pack(download.name)
         return found
 
-    async def _whole(self, name: str, head: bytes, places: list[ChunkPlace]) -> Whole:
+    async def _whole(self, download: Download, head: bytes, places: list[ChunkPlace]) -> Whole:
         try:
             with self._line.call():
-                data = head + await self._remote.get(name, len(head))
-            opener = pack_opener(self._keys, name, data[:SALT_SIZE])
+                data = head + await self._remote.get(download.name, len(head))
+            opener = pack_opener(download.keys, download.name, data[:SALT_SIZE])
         except IntegrityError:
             return Whole(b"", len(places))
         return Whole(data, await trio.to_thread.run_sync(_count_damaged, opener, places, data))

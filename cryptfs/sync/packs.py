@@ -94,7 +94,7 @@ class Packs:
         self.cache = cache
         cache.on_evicted = self._left_cache
         self._line = Line()
-        self._downloader = Downloader(remote, keys, self._line)
+        self._downloader = Downloader(remote, self._line)
         self._open: OrderedDict[int, OpenPack] = OrderedDict()
         self._open_in_spool: dict[bytes, int] = {}
         self._open_in_cache: dict[str, int] = {}
@@ -198,7 +198,7 @@ class Packs:
 
     def _keep(self, pack: int, fd: int, name: str) -> OpenPack:
         try:
-            opener = pack_opener(self._keys, name, os.pread(fd, SALT_SIZE, 0))
+            opener = pack_opener(self._keys_of(pack), name, os.pread(fd, SALT_SIZE, 0))
         except BaseException:
             os.close(fd)
             raise
@@ -206,6 +206,11 @@ class Packs:
         if len(self._open) > OPEN_PACKS:
             self._open.popitem(last=False)
         return opened
+
+    def _keys_of(self, pack: int) -> VaultKeys:
+        """Returns what the pack is sealed with. Raises IntegrityError."""
+        row = self._content.pack_name(pack)
+        return self._keys if row is None else self._keys.of(row[1])
 
     # -- what has to come ------------------------------------------------------------------
 
@@ -295,7 +300,8 @@ class Packs:
         name = self._content.pack_object_name(pack)
         if self._content.pack_name(pack) is None:
             raise ObjectNotFound(f"no pack {pack} is known")
-        coming = self._coming[pack] = Download(pack, name, trio.current_time())
+        coming = Download(pack, name, self._keys_of(pack), trio.current_time())
+        self._coming[pack] = coming
         return coming
 
     async def _bring(self, coming: Download, places: Sequence[ChunkPlace]) -> None:
@@ -335,7 +341,7 @@ class Packs:
     async def _bring_whole(self, coming: Download, head: bytes) -> None:
         """Brings the pack into the cache; ``head`` is what is here of it already."""
         places = self._content.places(coming.id)
-        whole = await self._downloader.whole(coming.name, head, places)
+        whole = await self._downloader.whole(coming, head, places)
         if whole.damaged:
             self._note_damaged(coming.id)
             log.error(

@@ -256,6 +256,7 @@ class PublishPolicy:
                 async with open_nursery() as nursery:
                     nursery.start_soon(self._stop_when_metered)
                     await house.run()
+                    self._housekeeping_at = 0.0  # if something is left to do, when it is idle again
                     nursery.cancel_scope.cancel()
             except StateDamaged:
                 raise

@@ -43,13 +43,14 @@ from cryptfs.format.metadata import (
 )
 from cryptfs.format.names import (
     CHECKPOINTS,
+    COMMITS,
     PACKS,
     checkpoint_name,
     commit_name,
     pack_name,
     parse_name,
 )
-from cryptfs.format.rows import RowBatch
+from cryptfs.format.rows import EpochRow, RowBatch
 from cryptfs.fs.settle import Settler
 from cryptfs.ids import ClockNs, ObjectKind, RandomBytes
 from cryptfs.remote.base import Remote
@@ -137,6 +138,8 @@ class Publisher:
         self.under_way: Upload | None = None
         self.before_closing: Callable[[], None] = lambda: None
         """Called at the instant that closes an epoch: what it changes is part of that."""
+        self.keep: Callable[[int, str, bytes | Path], None] = lambda epoch, name, source: None
+        """Told of each object of a commit, and of part 000 of a checkpoint, that is published."""
 
     @property
     def is_busy(self) -> bool:
@@ -214,7 +217,8 @@ class Publisher:
 
     async def _close_epoch(self, at_the_instant: Callable[[], None] | None) -> Publication | None:
         """Closes the open epoch if it holds anything, with all that is handed over by now."""
-        if at_the_instant is None and not self._progress.has_changes():
+        has_new_key = self._progress.head_key_epoch < self._keys.key_epoch
+        if at_the_instant is None and not has_new_key and not self._progress.has_changes():
             return None
 
         def close_epoch() -> None:
@@ -244,16 +248,22 @@ class Publisher:
         await self._upload(publication.epoch, objects, on_progress)
         commit = self._commit_file(publication.epoch)
         await self._require_next(publication.epoch)
+        has_new_key = self._progress.head_key_epoch < self._keys.key_epoch
+        is_begun = has_new_key and await self._begin_key_epoch(publication)
         try:
             await self._remote.create(commit_name(publication.epoch), commit)
         except ObjectExists:
+            if is_begun:
+                await self._remote.delete(checkpoint_name(publication.epoch))
             self._progress.note_refused(publication.epoch)
             await self._settler.settle()
             raise self._taken(publication.epoch) from None
         self._content.note_uploaded(pack.id for pack in packs)
         self._progress.note_published(publication)
+        self._progress.note_key_epoch(self._keys.key_epoch)
         self._seen.clear()
         await self._settler.settle()
+        await trio.to_thread.run_sync(self._keep_commit, publication.epoch, commit, parts)
         for pack in packs:
             self._spool.remove(pack.name)
         for name, _, _ in parts:
@@ -347,7 +357,14 @@ class Publisher:
             device_name=self._device_name(),
             parent=parent,
             dedup=self._progress.dedup,
+            former_keys=tuple(key.digits for key in self._keys.former),
         )
+
+    def _keep_commit(self, epoch: int, commit: Path, parts: list[tuple[bytes, bytes, int]]) -> None:
+        """For a thread."""
+        self.keep(epoch, commit_name(epoch), commit)
+        for name, _, _ in parts:
+            self.keep(epoch, pack_name(name), spool_file(self._spool.folder, name))
 
     async def _checkpoint_if_due(self, publication: Publication) -> None:
         """Publishes a checkpoint where the last one is too old. The epoch is out already: what
@@ -366,6 +383,22 @@ class Publisher:
                 publication.epoch,
                 error,
             )
+
+    async def _begin_key_epoch(self, publication: Publication) -> bool:
+        """Publishes the checkpoint of a new key's first epoch, before its commit makes the change:
+        whoever has the new key never has to believe what is sealed with a former one. Returns
+        False when another device has published this epoch.
+        """
+        if commit_name(publication.epoch) in {one.name for one in await self._remote.list(COMMITS)}:
+            return False  # or we did, and died before we noted it
+        try:
+            await self._checkpoint(publication)
+        except ObjectExists:
+            # What an earlier life left there; nobody goes by it before its commit is there.
+            await self._remote.delete(checkpoint_name(publication.epoch))
+            await self._checkpoint(publication)
+        self._newest_checkpoint = publication.epoch
+        return True
 
     async def _look_for_checkpoints(self) -> None:
         names = [parse_name(info.name) for info in await self._remote.list(CHECKPOINTS)]
@@ -386,6 +419,7 @@ class Publisher:
                     pack_name(part.name), spool_file(self._spool.folder, part.name)
                 )
             await self._remote.create(checkpoint_name(publication.epoch), data)
+            self.keep(publication.epoch, checkpoint_name(publication.epoch), data)
         finally:
             for part in parts:
                 self._spool.remove(part.name)
@@ -399,6 +433,9 @@ class Publisher:
         finally:
             snapshot.close()
         envelope = replace(envelope, parts=tuple(parts))
+        if self._progress.published_epoch < epoch:
+            own = EpochRow(epoch, envelope.time_ns, envelope.device, envelope.parent)
+            last.rows.setdefault("epoch", []).append(own)
         return encode_checkpoint(envelope, last, self._keys, self._random_bytes), parts
 
     # -- sending ---------------------------------------------------------------------------

@@ -9,6 +9,10 @@ A device that was away for so long that a clean-up removed the commits it needs 
 the newest checkpoint, if everything of it is published. The checkpoint has to agree with every
 epoch that both know.
 
+Where the key of the vault was changed on the way, commits of before the change are sealed with a
+former key, and somebody may have that who was to be shut out. They are believed because the first
+commit of the new key names them, and looked through for that before any of them is applied.
+
 While one is applied, the commits of the next are on their way: far off each takes a round trip.
 """
 
@@ -29,6 +33,7 @@ from cryptfs.format.metadata import (
     Envelope,
     PartRef,
     object_digest,
+    open_with_any,
     parse_checkpoint,
     parse_commit,
     parse_part,
@@ -49,6 +54,7 @@ from cryptfs.store.exchange import apply_checkpoint, apply_commit
 from cryptfs.store.progress import MOST_STEPS_BACK, Progress, Publication
 from cryptfs.store.rebase import WAITING
 from cryptfs.store.schema import PLACE_TABLES, STEPPED_BACK, TREE_TABLES
+from cryptfs.sync.key_change import why_closed
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +88,8 @@ class Arrived:
     first: RowBatch
     parts: tuple[bytes, ...]
     digest: bytes
+    keys: VaultKeys
+    """That it is sealed with."""
 
 
 @dataclass(slots=True, eq=False)
@@ -100,6 +108,10 @@ class Puller:
         self._remote = remote
         self._keys = keys
         self._met_own_number = False
+        self.keep: Callable[[int, str, bytes], None] = lambda epoch, name, data: None
+        """Told of each object of a commit, and of part 000 of a checkpoint, that is applied."""
+        self._proven: dict[int, bytes] = {}
+        """The digests of commits of former keys that a commit of a newer one leads to."""
 
     async def look(self, *, accept_rollback: bool = False) -> Ahead:
         """Returns how far the line goes, and where it parts from what is in here.
@@ -166,7 +178,13 @@ class Puller:
         there = {epoch: await self._digest(epoch) for epoch in window}
         same = [epoch for epoch in window if there[epoch] == known.get(epoch)]
         others = [epoch for epoch in window if there[epoch] not in (None, known.get(epoch))]
+        for epoch in others:  # what does not open is damage, and nobody was first with it
+            parse_commit(await self._remote.get(commit_name(epoch)), self._keys, epoch)
         shared = max((one for one in same if not others or one < others[0]), default=0)
+        if not same and not others:
+            checkpoints = await self._epochs(CHECKPOINTS)
+            if any(seen < epoch <= head for epoch in checkpoints):  # cleaned up behind it
+                return Ahead(head, seen, tuple(checkpoints))
         if not shared:
             raise RollbackError(
                 f"none of the last {len(window)} epochs that this device has seen is in the vault "
@@ -208,7 +226,9 @@ class Puller:
                 )
             if start and start == head:  # else the next commit's parent shows it
                 await self._compare_head(head)
-        await self._apply_all(range(start + 1, head + 1), make_way)
+        epochs = range(start + 1, head + 1)
+        await self._prove(epochs)
+        await self._apply_all(epochs, make_way)
 
     async def _epochs(self, prefix: str) -> list[int]:
         names = [parse_name(info.name) for info in await self._remote.list(prefix)]
@@ -226,7 +246,9 @@ class Puller:
                 envelope, first = parse_checkpoint(data, self._keys, epoch)
                 with self._database.undo_on_error():
                     self._clear()
-                    async for batch in self._batches(envelope, first, ObjectKind.CHECKPOINT):
+                    async for batch in self._batches(
+                        envelope, first, ObjectKind.CHECKPOINT, self._keys
+                    ):
                         if make_way is not None:
                             make_way(batch)
                         apply_checkpoint(self._database, batch)
@@ -239,6 +261,8 @@ class Puller:
                 log.warning("checkpoint %d is of no use (%s); an older one is tried", epoch, error)
                 continue
             self._progress.note_head(epoch, envelope.parent)
+            self.keep(epoch, checkpoint_name(epoch), data)
+            self._progress.note_key_epoch(self._keys.key_epoch)
             self._progress.set_dedup(envelope.dedup)
             return epoch
         return 0
@@ -333,18 +357,69 @@ class Puller:
         commit.done.set()
 
     async def _apply(self, epoch: int, data: bytes, make_way: MakeWay | None) -> None:
-        envelope, first = parse_commit(data, self._keys, epoch)
+        keys, envelope, first = await self._open_commit(data, epoch)
         self._require_next(envelope)
         # With changes that wait it is the caller's transaction.
         with self._database.alone() if make_way is None else nullcontext():
             if epoch == 1:
                 self._clear()
-            async for batch in self._batches(envelope, first, ObjectKind.COMMIT):
+            async for batch in self._batches(envelope, first, ObjectKind.COMMIT, keys):
                 if make_way is not None:
                     make_way(batch)
                 apply_commit(self._database, batch, epoch)
             self._require_root()
-        self._note(envelope, object_digest(data))
+        self._note(envelope, object_digest(data), keys)
+        self.keep(epoch, commit_name(epoch), data)
+
+    async def _open_commit(self, data: bytes, epoch: int) -> tuple[VaultKeys, Envelope, RowBatch]:
+        """Opens a commit that may be applied. Raises IntegrityError, and KeyChanged where the vault
+        has a newer key than we have.
+        """
+        keys, envelope, first = await self._open_any(data, epoch)
+        is_old = keys.key_epoch < self._progress.least_key_epoch
+        if is_old and self._proven.get(epoch) != object_digest(data):
+            raise IntegrityError(
+                f"epoch {epoch} is sealed with a former key of the vault: somebody who has that "
+                "key wrote it after the key was changed. Nothing was changed"
+            )
+        return keys, envelope, first
+
+    async def _open_any(self, data: bytes, epoch: int) -> tuple[VaultKeys, Envelope, RowBatch]:
+        try:
+            keys, envelope, first = open_with_any(parse_commit, data, self._keys, epoch)
+        except IntegrityError as error:
+            raise await why_closed(self._remote, self._keys, error) from error
+        if envelope.former_keys != tuple(key.digits for key in keys.former):
+            raise IntegrityError(f"epoch {epoch} tells of other former keys than the vault had")
+        return keys, envelope, first
+
+    async def _prove(self, epochs: range) -> None:
+        """Looks through these epochs, the next ones, up to the first that is sealed with no older
+        key than this device accepts. Raises IntegrityError if there is none.
+        """
+        least = self._progress.least_key_epoch
+        if self._progress.head_key_epoch >= least or not epochs:
+            return
+        passed: dict[int, bytes] = {}
+        expected = self._progress.published_digest
+        is_proven = False
+
+        async def take(epoch: int, data: bytes) -> bool:
+            nonlocal expected, is_proven
+            keys, envelope, _ = await self._open_any(data, epoch)
+            if envelope.parent != expected:
+                raise IntegrityError(f"epoch {epoch} does not continue epoch {epoch - 1}")
+            expected = passed[epoch] = object_digest(data)
+            is_proven = keys.key_epoch >= least
+            return not is_proven
+
+        await self._each(epochs, take)
+        if not is_proven:
+            raise IntegrityError(
+                f"epoch {epochs[-1]}, the newest of the vault, is sealed with a former key: epochs "
+                "of the new one were removed"
+            )
+        self._proven = passed
 
     def _require_next(self, envelope: Envelope) -> None:
         if envelope.parent != self._progress.published_digest:
@@ -352,19 +427,22 @@ class Puller:
                 f"epoch {envelope.epoch} does not continue epoch {self._progress.published_epoch}"
             )
 
-    def _note(self, envelope: Envelope, digest: bytes) -> None:
+    def _note(self, envelope: Envelope, digest: bytes, keys: VaultKeys) -> None:
         if envelope.device == self._progress.device and not self._progress.has_made(digest):
             self._met_own_number = True
         self._progress.note_epoch(envelope.epoch, envelope.time_ns, envelope.device, digest)
         self._progress.set_dedup(envelope.dedup)
+        self._progress.note_key_epoch(keys.key_epoch)
 
     async def _batches(
-        self, envelope: Envelope, first: RowBatch, kind: ObjectKind
+        self, envelope: Envelope, first: RowBatch, kind: ObjectKind, keys: VaultKeys
     ) -> AsyncIterator[RowBatch]:
         """Yields the rows of all parts in the order they were written, one in memory at a time."""
         for part in envelope.parts:
             data = await self._part(envelope, part)
-            yield parse_part(data, part, self._keys, of=kind, epoch=envelope.epoch)
+            yield parse_part(data, part, keys, of=kind, epoch=envelope.epoch)
+            if kind is ObjectKind.COMMIT:
+                self.keep(envelope.epoch, pack_name(part.name), data)
         yield first
 
     async def _part(self, envelope: Envelope, part: PartRef) -> bytes:
@@ -387,13 +465,19 @@ class Puller:
 
         async def take(epoch: int, data: bytes) -> bool:
             nonlocal size_bytes
-            envelope, first = parse_commit(data, self._keys, epoch)
+            keys, envelope, first = await self._open_commit(data, epoch)
             parts = tuple([await self._part(envelope, part) for part in envelope.parts])
-            arrived.append(Arrived(envelope, first, parts, object_digest(data)))
+            arrived.append(Arrived(envelope, first, parts, object_digest(data), keys))
+            self.keep(epoch, commit_name(epoch), data)
+            for part, part_data in zip(envelope.parts, parts, strict=True):
+                self.keep(epoch, pack_name(part.name), part_data)
             size_bytes += len(data) + sum(map(len, parts))
             return size_bytes < MOST_FETCHED_BYTES
 
-        await self._each(range(ahead.shared + 1, ahead.head + 1), take)
+        epochs = range(ahead.shared + 1, ahead.head + 1)
+        if ahead.shared == self._progress.published_epoch:
+            await self._prove(epochs)
+        await self._each(epochs, take)
         return arrived
 
     def apply(self, arrived: Arrived, make_way: MakeWay) -> None:
@@ -403,10 +487,10 @@ class Puller:
         envelope = arrived.envelope
         self._require_next(envelope)
         for part, data in zip(envelope.parts, arrived.parts, strict=True):
-            batch = parse_part(data, part, self._keys, of=ObjectKind.COMMIT, epoch=envelope.epoch)
+            batch = parse_part(data, part, arrived.keys, of=ObjectKind.COMMIT, epoch=envelope.epoch)
             make_way(batch)
             apply_commit(self._database, batch, envelope.epoch)
         make_way(arrived.first)
         apply_commit(self._database, arrived.first, envelope.epoch)
         self._require_root()
-        self._note(envelope, arrived.digest)
+        self._note(envelope, arrived.digest, arrived.keys)

@@ -10,8 +10,8 @@ from cryptfs.upkeep.findings import MOST_FILES, Finding, Severity
 from cryptfs.upkeep.hits import path_of
 
 _ADVICE: Final = (
-    "unmount, move this vault's folder in the state directory away (do not delete it), and "
-    "mount again: the state is then read anew from the vault"
+    "unmount and run: cryptfs check --repair, which reads the state anew from the vault and keeps "
+    "this one aside; if it is the same afterwards, the vault itself says so"
 )
 
 
@@ -91,6 +91,10 @@ _RULES: Final = (
         "SELECT inode FROM xattr WHERE inode NOT IN (SELECT id FROM inode)",
     ),
 )
+
+
+ROW_KINDS: Final = frozenset(rule.kind for rule in _RULES)
+"""The findings that say that the state disagrees with itself."""
 
 
 def check_rows(database: Database) -> Iterator[Finding]:

@@ -22,14 +22,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Final, TypeVar
 
 import trio
 
 from cryptfs.crypto.chunk_id import chunk_id
 from cryptfs.errors import IntegrityError, ObjectNotFound
-from cryptfs.format.metadata import Envelope, parse_checkpoint, parse_commit, parse_part
+from cryptfs.format.metadata import (
+    Envelope,
+    open_with_any,
+    parse_checkpoint,
+    parse_commit,
+    parse_part,
+)
 from cryptfs.format.names import (
     CHECKPOINTS,
     COMMITS,
@@ -71,6 +76,7 @@ from cryptfs.upkeep.gc_plan import (
     read_clock,
 )
 from cryptfs.upkeep.inventory import Checkable
+from cryptfs.upkeep.resealing import Resealing
 from cryptfs.upkeep.retention import DAY_NS, EpochTime, Policy, kept_epochs, lasting_epochs
 
 log = logging.getLogger(__name__)
@@ -128,7 +134,8 @@ class Collector:
         self._keeping = keeping
         self._devices = devices
         self._on_dropped = on_dropped
-        self._garbage = Garbage(source.database)
+        self._garbage = Garbage(source.database, source.keys.key_epoch)
+        self.resealing = Resealing(source)
         self._lock = trio.Lock()
         self._whole: set[int] = set()  # checkpoints that this process read and found whole
         self._now_ns = 0  # what the clean-up under way takes for now
@@ -154,7 +161,8 @@ class Collector:
         usage = await self._read(lambda snapshot: read_usage(snapshot, kept, lasting))
         packs = plan_packs(
             usage, self._garbage.condemned(), moment.counted_ns, keeping.grace_ns, limits,
-            self._devices.acknowledged(),
+            acknowledged=self._devices.acknowledged(),
+            former=self.resealing.choose(usage, limits.moved_bytes),
         )  # fmt: skip
         line, sizes = await self._plan_line(keeping, now_ns)
         dead = self._garbage.dead_objects()
@@ -217,6 +225,9 @@ class Collector:
 
     def is_due(self) -> bool:
         """Whether a mount should clean up by itself."""
+        return self.resealing.is_due() or self._is_time()
+
+    def _is_time(self) -> bool:
         last_ns, now_ns = self._garbage.last_done(_DONE), self._clock_ns()
         # A clock that was set back must not put it off for years.
         return last_ns is None or not last_ns <= now_ns < last_ns + EVERY_NS
@@ -230,6 +241,8 @@ class Collector:
         async with self._lock:
             if self._source.progress.publication() is not None:
                 await self._publisher.publish()  # perhaps what an earlier clean-up left
+            if limits is EVERYTHING or self._is_time():
+                self.resealing.try_all_again()
             moment = self._look_at_clock()
             plan, usage = await self._plan(limits, moment)
             self._garbage.put_off(moment.clock_ns - moment.counted_ns)
@@ -243,6 +256,7 @@ class Collector:
                 await self._publish(run, usage, moves)
             await self._settler.settle()
             await self._delete(run, limits)
+            run.problems += await self.resealing.finish(self._publisher)
             self._garbage.note_done(_DONE, self._clock_ns())
             await self._settler.settle()
             report = run.report()
@@ -269,32 +283,38 @@ class Collector:
             moved = copied[pack].moves
             run.moved = Sum(run.moved.count + len(moved), run.moved.size_bytes + copied[pack].bytes)
             if not copied[pack].is_whole:
-                name = self._source.content.pack_object_name(pack)
-                run.problems.append(f"{name} stays: not everything in it can be read")
+                run.problems.append(self.resealing.note_unreadable(pack, copied[pack].unreadable))
         return copied
 
     async def _copy_pack(self, pack: int, chunks: list[LiveChunk]) -> _Copied:
         copied = _Copied()
-        remaining = iter(chunks)
-        while batch := list(islice(remaining, _COPIED_AT_ONCE)):
+        at_once = range(0, len(chunks), _COPIED_AT_ONCE)
+        batches = [chunks[start : start + _COPIED_AT_ONCE] for start in at_once]
+        for batch in batches:
             refs = [ChunkRef(chunk.id, pack, chunk.place) for chunk in batch]
             try:
                 contents = await self._source.chunks.load(refs)
                 for chunk in batch:
-                    self._verify(chunk, contents[chunk.id])
+                    self._verify(chunk, pack, contents[chunk.id])
             except (OSError, IntegrityError):  # told in the log; the others are moved
-                copied.is_whole = False
+                if len(batch) > 1:
+                    batches += [[chunk] for chunk in batch]
+                else:
+                    copied.unreadable.append(batch[0].id)
                 continue
             copies = await self._sealing.copy([contents[chunk.id] for chunk in batch])
             copied.moves += [
-                Move(chunk.id, copy) for chunk, copy in zip(batch, copies, strict=True)
+                Move(chunk.id, copy, chunk_id(self._source.keys.chunk_id, contents[chunk.id]))
+                for chunk, copy in zip(batch, copies, strict=True)
             ]
             copied.bytes += sum(chunk.place.stored for chunk in batch)
         return copied
 
-    def _verify(self, chunk: LiveChunk, content: bytes) -> None:
+    def _verify(self, chunk: LiveChunk, pack: int, content: bytes) -> None:
         """What opens was sealed by us; that it is the right chunk, only its digest says."""
-        if chunk.digest not in (None, chunk_id(self._source.keys.chunk_id, content)):
+        row = self._source.content.pack_name(pack)
+        keys = self._source.keys if row is None else self._source.keys.of(row[1])
+        if chunk.digest not in (None, chunk_id(keys.chunk_id, content)):
             raise IntegrityError(f"chunk {chunk.id} holds other bytes than it should")
 
     async def _publish(self, run: _Run, usage: Usage, copied: dict[int, _Copied]) -> None:
@@ -368,7 +388,9 @@ class Collector:
             return
         remote, keys = self._source.remote, self._source.keys
         data = await remote.get(checkpoint_name(epoch))
-        envelope, _ = await trio.to_thread.run_sync(parse_checkpoint, data, keys, epoch)
+        keys, envelope, _ = await trio.to_thread.run_sync(
+            open_with_any, parse_checkpoint, data, keys, epoch
+        )
         for known in self._source.progress.epochs():
             if known.number == epoch and known.digest != envelope.parent:
                 raise IntegrityError("it is of another history than this device has seen")
@@ -411,7 +433,9 @@ class Collector:
     async def _read_envelope(self, name: str, epoch: int) -> tuple[int, Envelope]:
         data = await self._source.remote.get(name)
         parse = parse_commit if name.startswith(COMMITS) else parse_checkpoint
-        envelope, _ = await trio.to_thread.run_sync(parse, data, self._source.keys, epoch)
+        _, envelope, _ = await trio.to_thread.run_sync(
+            open_with_any, parse, data, self._source.keys, epoch
+        )
         return len(data), envelope
 
     async def _delete_dead(self, run: _Run, dead: DeadObject) -> None:
@@ -428,7 +452,12 @@ class _Copied:
 
     moves: list[Move] = field(default_factory=list)
     bytes: int = 0
-    is_whole: bool = True
+    unreadable: list[int] = field(default_factory=list)
+    """Chunks that stay where they are."""
+
+    @property
+    def is_whole(self) -> bool:
+        return not self.unreadable
 
 
 @dataclass(slots=True)

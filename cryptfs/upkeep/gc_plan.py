@@ -115,11 +115,13 @@ def plan_packs(
     grace_ns: int,
     limits: Limits,
     acknowledged: int = MAX_EPOCH,
+    former: Sequence[int] = (),
 ) -> PackPlan:
     """Returns which packs go, which are repacked, and which wait. ``now_ns`` is for the grace.
 
     A pack that is needed only by restore points which are soon forgotten is condemned ahead: its
-    grace and theirs run at the same time.
+    grace and theirs run at the same time. ``former`` are packs to be sealed anew, because they are
+    sealed with a former key: they come before those that are repacked for the room they take.
 
     Every other device published ``acknowledged`` or a later epoch, so it has seen all before.
     """
@@ -148,7 +150,9 @@ def plan_packs(
     condemn = [pack.id for pack in usage.packs if not pack.lasting and pack.id not in known]
     set_aside = sum(packs[id].size - packs[id].live for id in known)
     spare = int(size_of(packs) * MOST_SET_ASIDE) - set_aside
-    move = _worth_moving(usage.packs, min(limits.moved_bytes, spare))
+    move = [packs[id] for id in former]
+    if not move:
+        move = _worth_moving(usage.packs, min(limits.moved_bytes, spare))
 
     return PackPlan(
         condemn=tuple(condemn),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
 
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.errors import IntegrityError, ObjectNotFound
-from cryptfs.format.names import NameKind, ObjectName, parse_name
+from cryptfs.format.names import PACKS, NameKind, ObjectName, parse_name
 from cryptfs.remote.base import ObjectInfo, Remote
 from cryptfs.store.content import Content
 from cryptfs.store.database import Database
 from cryptfs.store.progress import Progress
 from cryptfs.store.state import StateFolder
 from cryptfs.upkeep.contents import Readable
+
+OnBytes: TypeAlias = Callable[[int, int], None]
+"""Told how many bytes were looked into, of how many."""
 
 
 class Checkable(Readable, Protocol):
@@ -33,6 +36,23 @@ class Checkable(Readable, Protocol):
     def progress(self) -> Progress: ...
 
 
+class Tally:
+    """How many bytes were looked into, of how many; what turns up on the way is added."""
+
+    def __init__(self, on_bytes: OnBytes | None = None) -> None:
+        self._on_bytes = on_bytes
+        self._done = 0
+        self._total = 0
+
+    def expect(self, size_bytes: int) -> None:
+        self._total += size_bytes
+
+    def count(self, size_bytes: int) -> None:
+        self._done += size_bytes
+        if self._on_bytes is not None:
+            self._on_bytes(self._done, max(self._done, self._total))
+
+
 class Inventory:
     """What the remote holds. A mount may go on publishing meanwhile, so what the list lacks is
     asked for by name before it is called missing.
@@ -50,6 +70,10 @@ class Inventory:
     def size(self, name: str) -> int | None:
         """Returns the size that was listed; None if the object was not."""
         return self._sizes.get(name)
+
+    def size_but_packs(self) -> int:
+        """Returns how many bytes the objects have that are no packs and no further parts."""
+        return sum(size for name, size in self._sizes.items() if not name.startswith(PACKS))
 
     async def exists(self, name: str) -> bool:
         """Whether the object is there, now if not when it was listed."""

@@ -1,49 +1,85 @@
-"""Putting back what the provider lost and this device still has: packs, out of its cache.
+"""Repairing what a check found, as far as this device has what it takes.
 
-A pack is put back only when every chunk of it opens, so a repair cannot make anything worse. What
-it replaces is of no use to anybody: it was found damaged a moment ago, and its name is ours.
+First everything is planned: each step says what it does and whether it deletes anything, and is
+made of what was verified. Nothing is deleted but what is of no use to anybody, and not before
+what stands in for it is there. A repair that dies, or whose remote goes away, is done again: it
+finds what is left of the damage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
-
 import trio
 
-from cryptfs.errors import ObjectExists
-from cryptfs.format.names import PACKS
-from cryptfs.upkeep.check_packs import is_whole
-from cryptfs.upkeep.findings import Finding
+from cryptfs.errors import IntegrityError, ObjectNotFound
+from cryptfs.format.names import COMMITS, PACKS, parse_name
+from cryptfs.ids import RandomBytes
+from cryptfs.upkeep.abandoned import is_ours
+from cryptfs.upkeep.check import Examined
 from cryptfs.upkeep.inventory import Checkable
+from cryptfs.upkeep.put_back import forget_set_aside
+from cryptfs.upkeep.repair_headers import plan_headers
+from cryptfs.upkeep.repair_line import LineRepair
+from cryptfs.upkeep.repair_packs import plan_packs
+from cryptfs.upkeep.steps import Step, Writer
 
-REPAIRABLE: Final = frozenset({"pack-missing", "pack-damaged", "pack-wrong-size"})
 
+async def plan_repair(
+    source: Checkable, found: Examined, writer: Writer | None, random_bytes: RandomBytes
+) -> list[Step]:
+    """Returns what is to be done, in this order; nothing without need.
 
-async def repair(source: Checkable, findings: Iterable[Finding]) -> list[str]:
-    """Returns the names of the objects that were put back; none without need.
-
-    Raises what a remote's ``create`` and ``delete`` raise; a second run goes on.
+    Without a ``writer``, while the vault is mounted, only what needs no publishing.
     """
-    repaired = []
-    for finding in findings:
-        name = finding.object
-        if finding.kind not in REPAIRABLE or name is None:
-            continue
-        data = await _cached(source, name)
-        if data is None or not await is_whole(source, name, data):
-            continue
+    steps = plan_headers(source.remote, source.keys, source.state, found.headers)
+    steps += await plan_packs(source, found.packs.damages, writer, random_bytes)
+    steps += await LineRepair(source, found.line, writer).plan()
+    steps += await _abandoned(source, found)
+    steps += _copies(source, found)
+    return steps
+
+
+def tidy_up(source: Checkable, found: Examined) -> None:
+    """Gives up what earlier repairs set aside, if a check of everything found nothing to repair."""
+    if not found.packs.damages and not found.line.broken:
+        forget_set_aside(source.state)
+
+
+async def _abandoned(source: Checkable, found: Examined) -> list[Step]:
+    ours, size_bytes = [], 0
+    for name in found.abandoned:
         try:
-            await source.remote.create(name, data)
-        except ObjectExists:
+            data = await source.remote.get(name)
+        except (ObjectNotFound, IntegrityError):  # gone, or longer than any object of ours
+            continue
+        if await trio.to_thread.run_sync(is_ours, source.keys, name, data):
+            ours.append(name)
+            size_bytes += len(data)
+    if not ours:
+        return []
+
+    async def delete() -> None:
+        names = [parse_name(info.name) for info in await source.remote.list(COMMITS)]
+        if max((name.number for name in names if name is not None), default=0) > found.line.head:
+            return  # what was published since may need them: the next check tells
+        for name in ours:
             await source.remote.delete(name)
-            await source.remote.create(name, data)
-        repaired.append(name)
-    return repaired
+
+    what = "1 object" if len(ours) == 1 else f"{len(ours)} objects"
+    sentence = (
+        f"delete {what} with {size_bytes:,} bytes that belong to nothing that was published, and "
+        "have not for 14 days"
+    )
+    return [Step(sentence, delete, deletes=True)]
 
 
-async def _cached(source: Checkable, name: str) -> bytes | None:
-    try:
-        return await trio.Path(source.state.cache / name.removeprefix(PACKS)).read_bytes()
-    except OSError:  # not here, or on a disk that cannot be read: nothing to put back
-        return None
+def _copies(source: Checkable, found: Examined) -> list[Step]:
+    names = found.packs.bad_copies
+    if not names:
+        return []
+
+    async def remove() -> None:
+        for name in names:
+            (source.state.cache / name.removeprefix(PACKS)).unlink(missing_ok=True)
+
+    what = "1 damaged copy" if len(names) == 1 else f"{len(names)} damaged copies"
+    return [Step(f"remove {what} from this device's cache", remove)]

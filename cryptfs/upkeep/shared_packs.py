@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
+from cryptfs.crypto.chunk_id import chunk_id
 from cryptfs.errors import IntegrityError
 from cryptfs.format.pack import ChunkPlace
 from cryptfs.fs.sealing import Sealing
@@ -64,7 +65,10 @@ async def _move_all(source: Checkable, sealing: Sealing, pack: SpooledPack) -> N
             except (OSError, IntegrityError):  # told in the log
                 lost += 1
         copies = await sealing.copy(list(found.values()))
-        moves = [Move(chunk, copy) for chunk, copy in zip(found, copies, strict=True)]
+        moves = [
+            Move(chunk, copy, chunk_id(source.keys.chunk_id, content))
+            for (chunk, content), copy in zip(found.items(), copies, strict=True)
+        ]
         Garbage(source.database).move(moves, pack.id)
     if lost:
         log.error("%s is not sent: %d of its chunks cannot be read here", pack.name.hex(), lost)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from cryptfs.remote.folder import FolderRemote
 from cryptfs.unlock import Password, SlotRequest
 from cryptfs.vault import init_vault
 from tests.cli.session import PASSWORD, Machine
-from tests.device import Device
+from tests.device import Device, noise
 from tests.vectors.seeded import KEY
 
 MakeMachine = Callable[[str], Machine]
@@ -61,3 +62,15 @@ def make_machine(
 @pytest.fixture
 def machine(make_machine: MakeMachine) -> Machine:
     return make_machine("desk")
+
+
+@pytest.fixture
+def filled(machine: Machine) -> Machine:
+    """A machine that has published a few files."""
+    machine.mount()
+    (machine.mountpoint / "folder").mkdir()
+    (machine.mountpoint / "folder/photo").write_bytes(noise(300_000))
+    (machine.mountpoint / "letter").write_text("dear reader")
+    (machine.mountpoint / os.fsdecode(b"raw \xff")).touch()
+    machine.do("umount", machine.mountpoint)
+    return machine

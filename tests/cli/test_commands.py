@@ -52,7 +52,7 @@ def test_all_commands_are_there() -> None:
         "forget", "policy", "check", "gc", "key show",
         "devices list", "devices name", "devices forget", "conflicts list", "conflicts resolve",
         "key list", "key add-password", "key change-password", "key remove-password",
-        "login icloud", "login gdrive", "login webdav", "remotes",
+        "key rotate", "login icloud", "login gdrive", "login webdav", "remotes",
         "logout icloud", "logout gdrive", "logout webdav",
     }  # fmt: skip
 
@@ -292,18 +292,6 @@ def test_log_while_it_is_mounted(machine: Machine) -> None:
 # -- restore and check -----------------------------------------------------------------------
 
 
-@pytest.fixture
-def filled(machine: Machine) -> Machine:
-    """A machine that has published a few files."""
-    machine.mount()
-    (machine.mountpoint / "folder").mkdir()
-    (machine.mountpoint / "folder/photo").write_bytes(noise(300_000))
-    (machine.mountpoint / "letter").write_text("dear reader")
-    (machine.mountpoint / os.fsdecode(b"raw \xff")).touch()
-    machine.do("umount", machine.mountpoint)
-    return machine
-
-
 def test_restore(filled: Machine) -> None:
     out = filled.folder / "out"
     restore = ("restore", *filled.password, filled.vault, out)
@@ -357,7 +345,7 @@ def test_damage_is_told_by_restore_and_check(filled: Machine, make_machine: Make
     assert said.code == 4
     assert f"LOSS: packs/{pack.name} is damaged" in said.out
     assert "hits folder/photo" in said.out
-    assert "what to do: bring the object back" in said.out
+    assert "what to do: run 'cryptfs check --repair' on each device" in said.out
     (finding,) = filled.run("check", "--data", "--json", *filled.password, filled.vault).json()
     assert finding.keys() == {
         "severity", "kind", "sentence", "advice", "object", "files", "files_hit",
@@ -390,36 +378,6 @@ def test_json_of_a_path_of_this_machine(capsys: pytest.CaptureFixture[str]) -> N
     said = capsys.readouterr().out
     assert "\\udcff/ä" in said
     assert os.fsencode(json.loads(said)["mountpoint"]) == b"/\xff/\xc3\xa4"
-
-
-def test_check_of_a_sample(filled: Machine) -> None:
-    said = filled.do("check", "--sample", "5%", *filled.password, filled.vault)
-    assert "every chunk of the sample opens" in said.err
-    seed = re.search(r"Reading 5% of the packs; --seed (\d+) reads the same", said.err)
-    assert seed is not None
-    again = ["check", "--sample", "5%", "--seed", seed[1], *filled.password, filled.vault]
-    assert filled.do(*again).err == said.err
-    for wrong in ("5", "0%", "101%", "nan%", "%", "much"):
-        said = filled.run("check", "--sample", wrong, *filled.password, filled.vault)
-        assert said.code == 2 and f"--sample {wrong} is no share" in said.err
-    said = filled.run("check", "--sample", "5%", "--data", *filled.password, filled.vault)
-    assert said.code == 2 and "give one of them" in said.err
-    said = filled.run("check", "--seed", "1", *filled.password, filled.vault)
-    assert said.code == 2 and "give --sample too" in said.err
-
-
-def test_check_repairs_from_the_cache(filled: Machine) -> None:
-    said = filled.do("check", "--repair", "--data", *filled.password, filled.vault)
-    assert "Nothing was repaired" in said.err and "All is well" in said.err
-    (pack,) = (filled.vault / "packs").iterdir()
-    before = pack.read_bytes()
-    (spool,) = filled.folder.rglob("spool")
-    (spool.parent / "cache" / pack.name).write_bytes(before)
-    pack.unlink()
-    said = filled.do("check", "--repair", *filled.password, filled.vault)
-    assert f"Put back from this device: packs/{pack.name}." in said.err
-    assert "All is well" in said.err
-    assert pack.read_bytes() == before
 
 
 def test_a_notice_is_no_failure(filled: Machine) -> None:

@@ -26,6 +26,7 @@ STATUS_KEYS = {
     "dirty_bytes", "unpublished_bytes", "unpublished_changes", "uploading", "inodes",
     "size_bytes", "compression_saved_bytes", "dedup_saved_bytes", "state", "problem", "traffic",
     "device_number", "others", "conflicts", "new_conflicts", "unseen_devices",
+    "resealing",
 }  # fmt: skip
 
 

@@ -104,7 +104,8 @@ def test_a_header_of_another_vault_or_number_does_not_verify() -> None:
     "header",
     [
         replace(HEADER, sequence=0),
-        replace(HEADER, key_epoch=2),
+        replace(HEADER, former_keys=(bytes(76),) * 65),
+        replace(HEADER, former_keys=(bytes(60),)),
         replace(HEADER, slots=(SLOT, SLOT)),
         replace(HEADER, slots=(replace(SLOT, label="\x1b"),)),
         replace(HEADER, slots=(replace(SLOT, params=KdfParams(1024, 1, 1)),)),

@@ -24,7 +24,7 @@ from cryptfs.format.rows import InodeRow, Row, RowBatch
 from cryptfs.format.sizes import is_object_size
 from cryptfs.ids import ObjectKind
 from tests.format.batches import checkpoint_batches, commit_batches
-from tests.vectors.seeded import KEYS, OTHER_KEYS, SeededBytes, compress, forge
+from tests.vectors.seeded import KEYS, OTHER_KEYS, THIRD_KEYS, SeededBytes, compress, forge
 
 COMMIT, CHECKPOINT = ObjectKind.COMMIT, ObjectKind.CHECKPOINT
 RANDOM = SeededBytes("metadata")
@@ -62,6 +62,29 @@ def test_parts_round_trip(batch: RowBatch) -> None:
     assert parse_part(data, ref, KEYS, of=CHECKPOINT, epoch=7) == batch
     whole = encode_checkpoint(envelope(parts=(ref,)), RowBatch(), KEYS, RANDOM)
     assert parse_checkpoint(whole, KEYS, 7)[0].parts == (ref,)
+
+
+def test_with_former_keys_packs_may_be_of_any_key_epoch_so_far() -> None:
+    digits = tuple(key.digits for key in THIRD_KEYS.former)
+    packs = [(number, bytes([number] * 16), number, 4096, 7) for number in (1, 2, 3)]
+    batch = RowBatch({"pack": packs})
+    whole = envelope(former_keys=digits)
+    assert whole.key_epoch == 3
+    assert parse_commit(encode_commit(whole, batch, THIRD_KEYS, RANDOM), THIRD_KEYS, 7) == (
+        whole,
+        batch,
+    )
+    name = bytes(16)
+    part = encode_part(batch, name, THIRD_KEYS, RANDOM, of=COMMIT, epoch=7)
+    assert parse_part(part, part_ref(name, part), THIRD_KEYS, of=COMMIT, epoch=7) == batch
+    later = RowBatch({"pack": [(4, bytes(16), 4, 4096, 7)]})
+    with pytest.raises(FormatError, match="key epoch 4"):
+        encode_commit(whole, later, THIRD_KEYS, RANDOM)
+    with pytest.raises(FormatError, match="key epoch 4"):
+        encode_part(later, name, THIRD_KEYS, RANDOM, of=COMMIT, epoch=7)
+    for missing in ((), digits[::-1], digits[:1]):
+        with pytest.raises(ValueError, match="lists the keys before"):
+            encode_commit(envelope(former_keys=missing), batch, THIRD_KEYS, RANDOM)
 
 
 def test_every_flipped_bit_is_refused_or_changes_the_digest() -> None:

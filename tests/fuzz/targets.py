@@ -58,6 +58,8 @@ from tests.fuzz.icloud_answers import icloud, icloud_seeds
 from tests.vectors.seeded import KEYS, SeededBytes, compress
 
 EPOCH = 3
+KEY_EPOCH = 7
+FORMER = tuple(b"%060d" % number for number in range(1, KEY_EPOCH))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +98,10 @@ def body(kind: ObjectKind, data: bytes) -> None:
     try:
         decoded = metadata._decode(data, "fuzzed")
         if kind is ObjectKind.PART:
-            found = metadata._parse_tables(metadata._Fields(decoded), ObjectKind.COMMIT, EPOCH)
-            metadata._table_fields(found, ObjectKind.COMMIT, EPOCH)
+            found = metadata._parse_tables(
+                metadata._Fields(decoded), ObjectKind.COMMIT, EPOCH, KEY_EPOCH
+            )
+            metadata._table_fields(found, ObjectKind.COMMIT, EPOCH, KEY_EPOCH)
         else:
             envelope, found = metadata._parse_body(decoded, kind, EPOCH)
             metadata._body_fields(envelope, found, kind)
@@ -114,7 +118,7 @@ def batch() -> RowBatch:
             "xattr": [XattrRow(9, b"user.a", b"value", EPOCH)],
             "extent": [ExtentRow(9, 0, 4, EPOCH)],
             "chunk": [ChunkRow(4, bytes(32), 6, 0, 32, 21, 5, 0, EPOCH)],
-            "pack": [PackRow(6, bytes(16), 7, 4096, EPOCH)],
+            "pack": [PackRow(6, bytes(16), KEY_EPOCH, 4096, EPOCH)],
             "device": [DeviceRow(1, "laptop", EPOCH)],
         }
     )
@@ -122,9 +126,9 @@ def batch() -> RowBatch:
 
 def body_seeds(kind: ObjectKind) -> list[bytes]:
     if kind is ObjectKind.PART:
-        return [cbor2.dumps(metadata._table_fields(batch(), ObjectKind.COMMIT, EPOCH))]
+        return [cbor2.dumps(metadata._table_fields(batch(), ObjectKind.COMMIT, EPOCH, KEY_EPOCH))]
     part = PartRef(bytes(16), bytes(32), 4096)
-    envelope = Envelope(EPOCH, 10**18, 1, "laptop", b"p" * 32, True, (part,))
+    envelope = Envelope(EPOCH, 10**18, 1, "laptop", b"p" * 32, True, (part,), FORMER)
     rows = batch()
     if kind is ObjectKind.CHECKPOINT:
         rows.rows["epoch"] = [EpochRow(EPOCH, 10**18, 1, bytes(32))]

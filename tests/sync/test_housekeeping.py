@@ -32,6 +32,7 @@ class House:
         self.seconds = 0.0
         self.error: Exception | None = None
         self.is_due = True
+        self.rounds = 1
 
     async def keep(self) -> None:
         self.kept.append(trio.current_time())
@@ -39,7 +40,7 @@ class House:
         if self.error is not None:
             raise self.error
         self.ended += 1
-        self.is_due = False
+        self.is_due = self.ended < self.rounds
 
 
 @asynccontextmanager
@@ -73,6 +74,16 @@ async def test_it_waits_until_all_is_published(device: Device, clock: MockClock)
         assert len(house.kept) == house.ended == 1
         await trio.sleep(1000)
         assert len(house.kept) == 1, "it is not due any more"
+
+
+async def test_what_is_not_done_at_once_goes_on_in_the_next_idle_time(
+    device: Device, clock: MockClock
+) -> None:
+    house = House()
+    house.rounds = 3
+    async with at_work(device, house):
+        await trio.sleep(5 * (IDLE_SECONDS + LOOK_SECONDS))
+        assert house.ended == 3
 
 
 async def test_nothing_is_done_while_paused_and_a_pause_ends_it(

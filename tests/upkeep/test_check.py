@@ -6,15 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from cryptfs.errors import IntegrityError
 from cryptfs.format.header import Header, encode_header
 from cryptfs.format.names import checkpoint_name, commit_name, header_name, pack_name
+from cryptfs.remote.base import Capabilities
 from cryptfs.store.spool import spool_file
 from cryptfs.unlock import Unlocked
-from cryptfs.upkeep.check import check
+from cryptfs.upkeep import check_commits
+from cryptfs.upkeep.check import Scale, check, examine
 from cryptfs.upkeep.check_packs import EVERYTHING, Sample
 from cryptfs.upkeep.findings import Finding, Severity
 from cryptfs.vault import open_vault, open_view
 from tests.device import Device, noise, write_file
+from tests.remotes.faulty import FaultyRemote
 from tests.upkeep.test_restore import chunk_of, flip
 from tests.upkeep.vaults import viewing
 from tests.vectors.seeded import KEY, KEYS
@@ -48,8 +52,8 @@ async def test_progress_ends_at_the_total(full: Device) -> None:
     told: list[tuple[int, int]] = []
     listed = await full.remote().list("")
     async with viewing(full) as view:
-        await check(
-            view, listed, data=True, on_bytes=lambda done, total: told.append((done, total))
+        await examine(
+            view, listed, Scale(EVERYTHING, on_bytes=lambda *progress: told.append(progress))
         )
     assert told[-1][0] == told[-1][1] > 0
 
@@ -75,9 +79,8 @@ async def test_a_sample_opens_its_packs_and_no_others(full: Device) -> None:
     told: list[tuple[int, int]] = []
     sample = Sample(0.01, 3)
     async with viewing(full) as view:
-        found = await check(
-            view, listed, sample=sample, on_bytes=lambda done, total: told.append((done, total))
-        )
+        scale = Scale(sample, on_bytes=lambda *progress: told.append(progress))
+        found = (await examine(view, listed, scale)).findings
     assert kinds(found) == [("pack-damaged", pack_name(name)) for name in sample.of(packs)]
     assert len(found) == 1 and told[-1][0] == told[-1][1] > 0
     assert sorted(full.objects("packs")) == names
@@ -182,8 +185,9 @@ async def test_a_harmed_part_is_found(full: Device, harm: Harm) -> None:
     assert parts, "the last commit was to have parts"
     harm(full.remote_folder / parts[0])
     (found,) = await checked(full)
-    assert found.kind in ("commit-damaged", "checkpoint-damaged")
-    assert parts[0] in found.sentence
+    kind = "missing" if harm is remove else "damaged"
+    assert found.kind in (f"commit-part-{kind}", f"checkpoint-part-{kind}")
+    assert found.object == parts[0]
 
 
 # -- each kind of object, swapped with another and replaced by an older one ----------------------
@@ -224,6 +228,74 @@ async def test_a_checkpoint_in_the_place_of_another(full: Device, harmed: int, b
 async def test_a_header_in_the_place_of_a_newer_one(full: Device) -> None:
     shutil.copyfile(full.remote_folder / header_name(1), full.remote_folder / header_name(2))
     assert kinds(await checked(full)) == [("header-damaged", header_name(2))]
+
+
+async def test_a_checkpoint_that_is_long_overdue_is_missed(
+    full: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for epoch in (2, 4):
+        remove(full.remote_folder / checkpoint_name(epoch))
+    shutil.rmtree(full.state / "line")
+    monkeypatch.setattr(check_commits, "CHECKPOINT_EVERY", 4)
+    assert "checkpoint-missing" not in {finding.kind for finding in await checked(full)}
+    monkeypatch.setattr(check_commits, "CHECKPOINT_EVERY", 3)
+    finding = (await checked(full))[0]
+    assert (finding.kind, finding.object) == ("checkpoint-missing", checkpoint_name(4))
+    assert finding.severity is Severity.RISK and "4 commits one by one" in finding.sentence
+
+
+async def test_many_lost_commits_are_one_finding(full: Device) -> None:
+    shutil.rmtree(full.remote_folder / "checkpoints")
+    for epoch in (1, 2, 3):
+        remove(full.remote_folder / commit_name(epoch))
+    found = [finding for finding in await checked(full) if finding.severity is Severity.LOSS]
+    assert [(finding.kind, finding.object) for finding in found] == [
+        ("commit-missing", commit_name(1))
+    ]
+    assert "and all commits up to epoch 3 are missing" in found[0].sentence
+
+
+class Vague(FaultyRemote):
+    """A remote that cannot say which of two devices was first."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(atomic_create=False, ranges=True, checksum=None)
+
+
+@pytest.mark.parametrize("is_vague", [False, True])
+async def test_a_device_that_was_away_for_long_sees_the_vault_as_it_is(
+    full: Device, tmp_path: Path, is_vague: bool
+) -> None:
+    """Its commits were cleaned up behind a checkpoint meanwhile."""
+    behind = full.second(tmp_path / "behind", "behind")
+    if is_vague:
+        behind.around_remote = Vague
+    later = [full.remote_folder / name(4) for name in (commit_name, checkpoint_name)]
+    for path in later:
+        path.rename(tmp_path / path.parent.name)
+    assert {finding.kind for finding in await checked(behind)} == {"unreferenced"}
+    for path in later:
+        (tmp_path / path.parent.name).rename(path)
+    for epoch in (1, 2, 3):
+        remove(full.remote_folder / commit_name(epoch))
+    if not is_vague:
+        assert await checked(behind) == []
+    async with behind.opened() as vault:
+        assert vault.view.progress.published_epoch == 4
+    assert await checked(behind) == []
+
+
+async def test_damage_is_not_taken_for_another_device_that_came_first(full: Device) -> None:
+    """Where a remote cannot say who was first, a device steps back, and commits in its way go."""
+    full.around_remote = Vague
+    flip_body(full.remote_folder / commit_name(3))
+    before = full.objects()
+    assert kinds(await checked(full)) == [("commit-damaged", commit_name(3))]
+    with pytest.raises(IntegrityError, match=r"0000000003\.000"):
+        async with full.opened():
+            pass
+    assert full.objects() == before
 
 
 # -- what does not belong --------------------------------------------------------------------

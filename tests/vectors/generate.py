@@ -18,15 +18,27 @@ import cbor2
 import zstandard
 
 from cryptfs.crypto.chunk_id import chunk_id
+from cryptfs.crypto.former_keys import seal_former_keys
 from cryptfs.crypto.header_mac import header_mac
+from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.password import CHEAPEST, PasswordSlot, wrap_password
 from cryptfs.crypto.seal import ObjectSealer
-from cryptfs.format.header import Header, encode_header
+from cryptfs.format.header import Header, encode_header, new_header
 from cryptfs.format.metadata import object_digest
 from cryptfs.format.names import checkpoint_name, commit_name, pack_name
 from cryptfs.format.pack import PackWriter
 from cryptfs.ids import ObjectKind
-from tests.vectors.seeded import KEY, KEYS, OTHER_KEY, OTHER_KEYS, SeededBytes, compress, forge
+from tests.vectors.seeded import (
+    KEY,
+    KEYS,
+    OTHER_KEY,
+    OTHER_KEYS,
+    THIRD_KEY,
+    THIRD_KEYS,
+    SeededBytes,
+    compress,
+    forge,
+)
 
 FOLDER = Path(__file__).parent
 Vector = dict[str, Any]
@@ -40,7 +52,11 @@ RAW_NAME = bytes(range(16))
 
 
 def keys() -> Iterator[Vector]:
-    for name, key, made in (("vault a", KEY, KEYS), ("vault b", OTHER_KEY, OTHER_KEYS)):
+    for name, key, made in (
+        ("vault a", KEY, KEYS),
+        ("vault b", OTHER_KEY, OTHER_KEYS),
+        ("a vault that had both these keys before", THIRD_KEY, THIRD_KEYS),
+    ):
         yield {
             "about": f"every key of {name}",
             "lines": key.lines(),
@@ -50,6 +66,9 @@ def keys() -> Iterator[Vector]:
             "objects": made.objects.hex(),
             "chunk_id": made.chunk_id.hex(),
             "state_database": made.state_database.hex(),
+            "former_seal": made.former_seal.hex(),
+            "former": [one.digits.decode() for one in made.former],
+            "sealed_former": [one.hex() for one in seal_former_keys(made)],
             "chunk_id_of_abc": chunk_id(made.chunk_id, b"abc").hex(),
             "piece_3_of_pack": _fourth_piece(made).hex(),
         }
@@ -162,10 +181,16 @@ def slot(slot_id: int = 1, password: str = "correct horse", **changes: Any) -> P
     return replace(made, **changes)
 
 
-def header_object(fields: dict[str, Any], *, mac: bytes | None = None, size: int = 4096) -> bytes:
+def header_object(
+    fields: dict[str, Any],
+    *,
+    mac: bytes | None = None,
+    size: int = 4096,
+    keys: VaultKeys = KEYS,
+) -> bytes:
     """A header with any fields, and the right MAC for them unless ``mac`` is given."""
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-    right = header_mac(KEYS, text.encode())
+    right = header_mac(keys, text.encode())
     fields = fields | {"mac": (mac or right).hex()}
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return text.encode().ljust(size - 1) + b"\n"
@@ -197,6 +222,21 @@ def headers() -> Iterator[Vector]:
     many = tuple(replace(one, slot_id=n, label="ä" * 100) for n in range(1, 17))
     most = encode_header(Header(vault_id=KEYS.vault_id, sequence=2, slots=many), KEYS)
     yield {"about": "sixteen slots", "gives": 16, "sequence": 2, **_header_data(most)}
+    third = encode_header(new_header(THIRD_KEYS, 5), THIRD_KEYS)
+    yield {
+        "about": "of the third key",
+        "gives": 0,
+        "sequence": 5,
+        "key": "third",
+        **_header_data(third),
+    }
+    yield bad("of the third key, read with the first", "IntegrityError", third, sequence=5)
+    rekeyed = json.loads(third)
+    del rekeyed["mac"]
+    swapped = rekeyed | {"former_keys": rekeyed["former_keys"][::-1]}
+    swapped_data = header_object(swapped, keys=THIRD_KEYS)
+    about = "former keys in another order"
+    yield bad(about, "IntegrityError", swapped_data, sequence=5, key="third")
 
     yield bad("empty", "FormatError", b"")
     yield bad("cut in half", "FormatError", data[:2048])
@@ -229,10 +269,13 @@ def headers() -> Iterator[Vector]:
     yield with_fields("format true", cryptfs=True)
     yield with_fields("an unknown feature", "NewerFormat", features=["hidden-volume"])
     yield with_fields("a feature that is no text", features=[["x"]])
-    yield with_fields("re-keyed", "NewerFormat", key_epoch=2)
-    yield with_fields("re-keyed, with other fields", "NewerFormat", key_epoch=2, slots=[1], x=[])
+    yield with_fields("key epoch 2 without a former key", key_epoch=2)
     yield with_fields("key epoch 0", key_epoch=0)
-    yield with_fields("with former keys", "NewerFormat", former_keys=["00"])
+    yield with_fields("a former key in key epoch 1", former_keys=["00" * 76])
+    yield with_fields("a short former key", former_keys=["00" * 75], key_epoch=2)
+    yield with_fields("a former key that is no text", former_keys=[1], key_epoch=2)
+    many_keys = fields | {"former_keys": ["00" * 76] * 65, "key_epoch": 66, "slots": []}
+    yield bad("65 former keys", "FormatError", header_object(many_keys, size=16384))
     yield with_fields("an unknown field", zzz=1)
     yield with_fields("sequence 0", sequence=0)
     yield with_fields("sequence 1000000", sequence=1_000_000)
@@ -608,7 +651,16 @@ def _hostile_fields() -> Iterator[tuple[str, str, dict[str, Any]]]:
         "an attribute key without a name": {"gone": {"xattr": [[FILE, b""]]}},
     }.items():
         yield about, "FormatError", changes
-    yield "former keys", "NewerFormat", {"former_keys": [bytes(32)]}
+    digits = KEY.digits
+    for about, former in (
+        ("a short former key", [digits[:-1]]),
+        ("a former key that is no bytes", [digits.decode()]),
+        ("a former key that is no digits", [b"x" * 60]),
+        ("a former key twice", [digits, digits]),
+        ("65 former keys", [b"%060d" % number for number in range(65)]),
+        ("former keys that are no list", {}),
+    ):
+        yield about, "FormatError", {"former_keys": former}
 
 
 def commits() -> Iterator[Vector]:
@@ -631,6 +683,16 @@ def commits() -> Iterator[Vector]:
     data = forge(ObjectKind.COMMIT, commit_name(1), compress(first))
     about = "the first, with all its rows in a further part"
     yield {"about": about, "epoch": 1, "gives": _as_json(first), **_packed(data, 4096)}
+    packs = [PACK, [FILE + 5, bytes(16), 2, 4096, 2], [FILE + 6, b"\1" * 16, 3, 4096, 2]]
+    rekeyed = COMMIT | {
+        "rows": ROWS | {"pack": packs},
+        "former_keys": [key.digits for key in THIRD_KEYS.former],
+    }
+    data = forge(ObjectKind.COMMIT, name, compress(rekeyed), keys=THIRD_KEYS)
+    about, gives = "of the third key, with packs of all three", _as_json(rekeyed)
+    yield {"about": about, "epoch": 2, "gives": gives, "key": "third", **_packed(data, 4096)}
+    data = forge(ObjectKind.COMMIT, name, compress(rekeyed | {"former_keys": [KEY.digits]}))
+    yield vector("a pack of a key epoch to come", "FormatError", data)
 
     for about, error, table, row in _hostile_rows():
         yield body(about, error, COMMIT | {"rows": {table: [row]}, "gone": {}})
@@ -718,6 +780,16 @@ def checkpoints() -> Iterator[Vector]:
     good = forge(ObjectKind.CHECKPOINT, name, compress(CHECKPOINT))
     gives = _as_json(CHECKPOINT)
     yield {"about": "every table", "epoch": 2, "gives": gives, **_packed(good, 4096)}
+    rekeyed = CHECKPOINT | {"former_keys": [key.digits for key in THIRD_KEYS.former]}
+    data = forge(ObjectKind.CHECKPOINT, name, compress(rekeyed), keys=THIRD_KEYS)
+    gives = _as_json(rekeyed)
+    yield {
+        "about": "of the third key",
+        "epoch": 2,
+        "gives": gives,
+        "key": "third",
+        **_packed(data, 4096),
+    }
     older = [_with(ROOT, 12, 1), INODE]
     yield body(
         "a row of the future", CHECKPOINT | {"rows": {"inode": [*older, _with(LINK, 12, 3)]}}

@@ -31,6 +31,9 @@ KEY = recovery_key.generate(SeededBytes("vault a"))
 KEYS = VaultKeys.derive(KEY)
 OTHER_KEY = recovery_key.generate(SeededBytes("vault b"))
 OTHER_KEYS = VaultKeys.derive(OTHER_KEY)
+THIRD_KEY = recovery_key.generate(SeededBytes("vault a, third key"))
+THIRD_KEYS = VaultKeys.derive(THIRD_KEY, [KEY, OTHER_KEY])
+"""Of a vault that had the other two keys before."""
 
 
 def compress(body: Any) -> bytes:

@@ -11,11 +11,13 @@ import zstandard
 
 from cryptfs.crypto import recovery_key
 from cryptfs.crypto.chunk_id import chunk_id
+from cryptfs.crypto.former_keys import open_former_keys, seal_former_keys
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.password import KdfParams, PasswordSlot, unwrap_password
+from cryptfs.crypto.recovery_key import RecoveryKey
 from cryptfs.crypto.seal import ObjectOpener
 from cryptfs.errors import MistypedKey
-from cryptfs.format.header import encode_header, parse_header
+from cryptfs.format.header import Header, encode_header, parse_header
 from cryptfs.format.metadata import (
     Envelope,
     PartRef,
@@ -37,7 +39,7 @@ from cryptfs.format.rows import RowBatch
 from cryptfs.ids import ObjectKind
 from tests.vectors import generate
 from tests.vectors.reading import FOLDER, bytes_of, error_of, plain, vectors
-from tests.vectors.seeded import KEYS
+from tests.vectors.seeded import KEYS, THIRD_KEYS
 
 Vector = dict[str, Any]
 
@@ -64,9 +66,13 @@ def test_the_generator_makes_the_same_vectors(name: str) -> None:
 @pytest.mark.parametrize("vector", vectors("keys.json"))
 def test_keys(vector: Vector) -> None:
     key = recovery_key.parse("\n".join(vector["lines"]))
-    keys = VaultKeys.derive(key)
+    former = tuple(RecoveryKey(digits.encode()) for digits in vector["former"])
+    keys = VaultKeys.derive(key, former)
+    sealed = tuple(map(bytes.fromhex, vector["sealed_former"]))
+    assert seal_former_keys(keys) == sealed
+    assert open_former_keys(VaultKeys.derive(key), sealed) == former
     assert key.digits.decode() == vector["digits"]
-    for name in ("vault_id", "header_mac", "objects", "chunk_id", "state_database"):
+    for name in ("vault_id", "header_mac", "objects", "chunk_id", "state_database", "former_seal"):
         assert getattr(keys, name).hex() == vector[name]
     assert chunk_id(keys.chunk_id, b"abc").hex() == vector["chunk_id_of_abc"]
     opener = ObjectOpener(keys, ObjectKind.PACK, pack_name(bytes(range(16))), bytes(range(32)))
@@ -108,10 +114,21 @@ def test_headers(vector: Vector) -> None:
     unverified = parse_header(data) if parses else expect(vector, lambda: parse_header(data))
     if not parses:
         return
-    header = expect(vector, lambda: unverified.verify(KEYS, vector["sequence"]))
+    keys = _keys_of(vector)
+
+    def verify() -> Header:
+        header = unverified.verify(keys, vector["sequence"])
+        assert open_former_keys(keys, header.former_keys) == keys.former
+        return header
+
+    header = expect(vector, verify)
     if header is not None:
         assert (len(header.slots), header.sequence) == (vector["gives"], vector["sequence"])
-        assert encode_header(header, KEYS) == data
+        assert encode_header(header, keys) == data
+
+
+def _keys_of(vector: Vector) -> VaultKeys:
+    return THIRD_KEYS if vector.get("key") == "third" else KEYS
 
 
 @pytest.mark.parametrize("vector", vectors("slots.json"))
@@ -161,7 +178,7 @@ def _batch(fields: dict[str, Any]) -> RowBatch:
 @pytest.mark.parametrize("vector", vectors("commits.json"))
 def test_commits(vector: Vector) -> None:
     data = bytes_of(vector)
-    parsed = expect(vector, lambda: parse_commit(data, KEYS, vector["epoch"]))
+    parsed = expect(vector, lambda: parse_commit(data, _keys_of(vector), vector["epoch"]))
     if parsed is not None:
         fields = plain(vector["gives"])
         assert parsed == (_envelope(fields), _batch(fields))
@@ -170,7 +187,7 @@ def test_commits(vector: Vector) -> None:
 @pytest.mark.parametrize("vector", vectors("checkpoints.json"))
 def test_checkpoints(vector: Vector) -> None:
     data = bytes_of(vector)
-    parsed = expect(vector, lambda: parse_checkpoint(data, KEYS, vector["epoch"]))
+    parsed = expect(vector, lambda: parse_checkpoint(data, _keys_of(vector), vector["epoch"]))
     if parsed is not None:
         fields = plain(vector["gives"])
         assert parsed == (_envelope(fields), _batch(fields))
