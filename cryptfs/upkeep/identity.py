@@ -50,11 +50,11 @@ class Identity:
         """Calls the device so with its next epoch; the caller checked the name, and settles."""
         self._myself.put("name", name)
 
-    def note_machine(self, machine: Machine, vault_id: bytes) -> None:
+    def note_machine(self, machine: Machine) -> None:
         """Makes this a device of its own if its state was copied; the caller settles. What waits
         for upload is then shared with the other (``upkeep/shared_packs.py``).
         """
-        if self._myself.note_machine(machine, vault_id):
+        if self._myself.note_machine(machine):
             self._myself.put("shared", 1)
             self._progress.reopen_epoch()
             self.become_new_device(
