@@ -123,11 +123,12 @@ class Puller:
         seen = self._progress.published_epoch
         if seen == 0:
             return await self._look_first()
-        head = max(await self._epochs(COMMITS), default=0)
+        epochs = await self._epochs(COMMITS)
+        head = max(epochs, default=0)
         if accept_rollback:
             return Ahead(head, seen)
         if not self._remote.capabilities.atomic_create:
-            return await self._look_back(head, seen)
+            return await self._look_back(epochs, seen)
         if head < seen:
             raise RollbackError(
                 f"the vault went back: this device has seen epoch {seen}, and the newest there "
@@ -160,7 +161,11 @@ class Puller:
         async with open_nursery() as nursery:
             for prefix in (COMMITS, CHECKPOINTS):
                 nursery.start_soon(look, prefix)
-        return Ahead(max(found[COMMITS], default=0), 0, tuple(found[CHECKPOINTS]))
+        commits = found[COMMITS]
+        head = max(commits, default=0)
+        if not self._remote.capabilities.atomic_create:
+            head = await self._end_of_line(commits, min(commits, default=1) - 1, None)
+        return Ahead(head, 0, tuple(found[CHECKPOINTS]))
 
     async def _digest(self, epoch: int) -> bytes | None:
         try:
@@ -168,7 +173,7 @@ class Puller:
         except ObjectNotFound:
             return None
 
-    async def _look_back(self, head: int, seen: int) -> Ahead:
+    async def _look_back(self, epochs: list[int], seen: int) -> Ahead:
         """Finds the newest epoch that the line has in common with what is in here.
 
         Commits that continue one that lost are on no line, and stand in its way: they go.
@@ -182,7 +187,7 @@ class Puller:
             parse_commit(await self._remote.get(commit_name(epoch)), self._keys, epoch)
         shared = max((one for one in same if not others or one < others[0]), default=0)
         if not same and not others:
-            checkpoints = await self._epochs(CHECKPOINTS)
+            head, checkpoints = max(epochs, default=0), await self._epochs(CHECKPOINTS)
             if any(seen < epoch <= head for epoch in checkpoints):  # cleaned up behind it
                 return Ahead(head, seen, tuple(checkpoints))
         if not shared:
@@ -191,11 +196,30 @@ class Puller:
                 "any more; somebody replaced its history. Nothing was changed"
             )
         if shared == seen:
-            return Ahead(head, seen)
+            return Ahead(await self._end_of_line(epochs, seen, known[seen]), seen)
         for stray in (epoch for epoch in same if epoch > shared):
             await self._remote.delete(commit_name(stray))
         log.warning("another device was first to publish epoch %d; stepping back", shared + 1)
-        return Ahead(max(await self._epochs(COMMITS), default=0), shared)
+        epochs = await self._epochs(COMMITS)
+        return Ahead(await self._end_of_line(epochs, shared, known[shared]), shared)
+
+    async def _end_of_line(self, epochs: list[int], start: int, digest: bytes | None) -> int:
+        """Returns the epoch up to which each commit continues the one before it, from ``start`` on.
+
+        What lies above continues an epoch that lost. Whoever made it takes it away.
+        """
+        end = start
+        while end + 1 in epochs:
+            try:
+                data = await self._remote.get(commit_name(end + 1))
+            except ObjectNotFound:
+                break
+            envelope, _ = parse_commit(data, self._keys, end + 1)
+            if digest is not None and envelope.parent != digest:
+                log.warning("epoch %d continues one that lost; it is left alone", end + 1)
+                break
+            end, digest = end + 1, object_digest(data)
+        return end
 
     def take_met_own_number(self) -> bool:
         """Returns, once, whether an epoch came that another published under our number."""

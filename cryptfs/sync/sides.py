@@ -108,6 +108,7 @@ class Sides:
 
     def read_theirs(self) -> None:
         """To be called while the tables hold what others published."""
+        self._read_taken_aside()
         for id in {*self._base_nodes, *self._my_nodes}:
             self._read_theirs(id)
         for link, id in list(self._my_links.items()):
@@ -120,6 +121,31 @@ class Sides:
         if any(self._is_moved(link, id) for link, id in self._my_links.items()):
             for id in [id for id, node in self._my_nodes.items() if node.is_folder]:
                 self._climb(id)
+
+    def _read_taken_aside(self) -> None:
+        """Reads what waited in a new folder, and had to make way for what others have."""
+        for link, id in self._mine.links.items():
+            if link not in self._my_links:
+                self._my_links[link] = id
+                self._my_names.setdefault(id, []).append(link)
+                self._read_new(id)
+                self._read_new(link[0])
+
+    def _read_new(self, id: int) -> None:
+        """Reads an inode that mine made, and the new folders above it."""
+        if id in self._read:
+            return
+        self._read.add(id)
+        taken = self._mine.inodes.get(id)
+        row = taken or self._rebase.inode(id)
+        assert row is not None, "mine has no names of what is not there"
+        changed = self._mine.xattrs.get(id, {}) if taken else self._rebase.xattrs(id)
+        xattrs = {name: value for name, value in changed.items() if value is not None}
+        self.my_rows[id] = row
+        self._my_nodes[id] = _node(row, xattrs, _plain_content(row, "mine"))
+        for link in self._rebase.links_to(id, waiting=True):
+            self._my_links[link] = id
+            self._read_new(link[0])
 
     def _read_theirs(self, id: int) -> None:
         row = self._rebase.inode(id)

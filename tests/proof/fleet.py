@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import pytest
 
-from cryptfs.errors import EpochTaken, IntegrityError
+from cryptfs.errors import EpochTaken
 from cryptfs.ids import ROOT_INODE
 from cryptfs.store.database import Database
 from cryptfs.store.schema import PLACE_TABLES, TREE_TABLES
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from cryptfs.sync.replay import Conflict
 
 NAMES: Final = ("desk", "laptop", "server")
-MOST_RACES: Final = 8
+MOST_RACES: Final = 4
 """So often a device may come second in a row: the others do not publish meanwhile."""
 
 ROUNDS: Final = 12
@@ -171,13 +171,18 @@ class Member(Device):
         self._settled = self._has
 
     async def publish(self) -> None:
-        """As the program does when it is time: whoever comes second follows, and goes on."""
-        for _ in range(MOST_RACES):
+        """As the program does when it is time: whoever comes second follows, and goes on.
+
+        Raises EpochTaken when it is second each time.
+        """
+        for race in range(MOST_RACES):
             await self.settle()
             contents = self._has
             try:
                 epoch = await self.vault.publisher.publish()
             except EpochTaken:
+                if race + 1 == MOST_RACES:
+                    raise
                 await self.follow()
             except BaseException:
                 self._owe(0, b"", contents)
@@ -185,7 +190,6 @@ class Member(Device):
             else:
                 self._owe(epoch, self.vault.view.progress.published_digest, contents)
                 return
-        raise AssertionError(f"{self.name} never gets its epoch")
 
     def _owe(self, epoch: int, digest: bytes, contents: set[Content]) -> None:
         self.owed.append(Owed(epoch, digest, frozenset(contents - self.replaced)))
@@ -338,8 +342,8 @@ class Fleet:
         """
         try:
             yield
-        except IntegrityError as error:
-            if self.place.atomic_create or "does not continue" not in str(error):
+        except EpochTaken:
+            if self.place.atomic_create:
                 raise
 
     def _agree(self) -> bool:

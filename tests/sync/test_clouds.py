@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -19,9 +20,10 @@ from cryptfs.unlock import Unlocked
 from cryptfs.upkeep.check import check
 from cryptfs.upkeep.findings import Severity
 from cryptfs.upkeep.restore import restore
-from cryptfs.vault import init_vault, open_view
+from cryptfs.vault import Vault, init_vault, open_view
 from scripts.sample_export import write_export
 from tests.device import Device, look
+from tests.proof.deeds import Hand, some_deeds
 from tests.sync.clouds import DOUBLES, KINDS, Cloud, Luck, cloud, cloud_remote
 from tests.sync.dying_publisher import expected
 from tests.sync.export import copy_in, picture
@@ -135,3 +137,60 @@ def test_after_fifty_deaths_the_vault_is_valid_and_holds_every_byte(
         await machines.close()
 
     trio.run(look_at_it)
+
+
+@pytest.mark.parametrize("place", DOUBLES, indirect=True)
+def test_devices_that_publish_at_once_agree_and_nothing_is_lost(
+    place: Cloud, tmp_path: Path
+) -> None:
+    machines = Machines(place, tmp_path)
+    written = itertools.count(1)
+
+    async def work(vault: Vault, seed: int) -> None:
+        hand = Hand(vault, lambda: next(written))
+        for deed in some_deeds(seed):
+            await hand.do(deed)
+
+    async def contents(vault: Vault) -> set[bytes]:
+        return {one.content for one in (await look(vault)).values() if one.content}
+
+    async def live() -> None:
+        desk, laptop = machines.device("desk"), machines.device("laptop")
+        await init_vault(desk.remote(), desk.surroundings(), KEY, None)
+        place.set_luck(luck)
+        async with (
+            desk.opened(background=False) as first,
+            laptop.opened(background=False) as second,
+        ):
+            for turn in range(4):
+                before, new = await contents(first), set[bytes]()
+                for number, vault in enumerate((first, second)):
+                    await work(vault, 10 * turn + number)
+                    new |= await contents(vault) - before
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(first.follower.publish)
+                    nursery.start_soon(second.follower.publish)
+                await first.follow()
+                await second.follow()
+                for vault in (first, second):
+                    assert new <= await contents(vault), "what was written is lost"
+            place.set_luck(None)
+            for vault in (first, second, first):
+                await vault.follow()
+                await vault.follower.publish()
+            tree = await look(first)
+            assert await look(second) == tree
+        stranger = machines.device("stranger")
+        listed = await stranger.remote().list("")
+        unlocked = Unlocked(KEY, KEYS, None)
+        async with stranger.opened(background=False) as vault:
+            assert await look(vault) == tree
+        async with open_view(stranger.remote(), unlocked, stranger.surroundings()) as (view, _):
+            findings = await check(view, listed, data=True)
+        harmless = {(Severity.NOTICE, "unreferenced")}
+        assert {(one.severity, one.kind) for one in findings} <= harmless
+        await machines.close()
+
+    luck = Luck(0.02, 5, LATENCY_SECONDS)
+    trio.run(live, clock=MockClock(rate=HASTE))
+    assert luck.met >= 2, luck

@@ -144,6 +144,52 @@ async def test_a_loser_that_published_on_top_of_its_lost_epoch(tmp_path: Path) -
         assert [seen[f"more {number}"] for number in range(3)] == [b"0", b"1", b"2"]
 
 
+async def test_a_file_of_the_losers_epoch_went_into_a_new_folder(tmp_path: Path) -> None:
+    """The third device moved it there and changed it, and the loser changed it too."""
+    async with fleet_with(tmp_path, nothing, Place(atomic_create=False)) as fleet:
+        winner, loser = await a_tie(fleet)
+        third = fleet.members[2]
+        fleet.place.show(made_by=loser.window, to=third.window)
+        await third.follow()
+        name = loser.name.encode()
+        changes = all_of(folder(b"f"), moving(name, b"f/moved"), writing(b"f/moved", b"by third"))
+        await changes(third.vault)
+        await third.settle()
+        see_everything(fleet)
+        await loser.follow()
+        await writing(name, b"by the loser")(loser.vault)
+        await loser.publish()
+        await third.publish()
+        await winner.follow()
+        seen = await tree(winner)
+        assert (seen[loser.name], seen["f/moved"]) == (b"by the loser", b"by third")
+
+
+async def test_what_lies_behind_a_gap_is_on_no_line(tmp_path: Path) -> None:
+    """The loser took away its epochs; the third device, which had built on them, is away."""
+    async with fleet_with(tmp_path, nothing, Place(atomic_create=False)) as fleet:
+        winner, loser = await a_tie(fleet)
+        third = fleet.members[2]
+        fleet.place.show(made_by=loser.window, to=third.window)
+        await loser.publish()
+        await write_file(loser.vault, b"second", b"2")
+        await loser.publish()
+        fleet.place.show(made_by=loser.window, to=third.window)
+        await third.follow()
+        await write_file(third.vault, b"third", b"3")
+        await third.publish()
+        see_everything(fleet)
+        await loser.follow()
+        commits = [info.name for info in await winner.window.list("commits/")]
+        assert len(commits) == 3, "one above a gap is the third's"
+        await winner.follow()
+        await write_file(winner.vault, b"and on", b"4")
+        await winner.publish()
+        await fleet.converge()
+        seen = await tree(winner)
+        assert [seen[name] for name in ("second", "third", "and on")] == [b"2", b"3", b"4"]
+
+
 async def test_a_new_device_comes_while_two_epochs_have_one_number(tmp_path: Path) -> None:
     async with fleet_with(tmp_path, nothing, Place(atomic_create=False)) as fleet:
         winner, loser = await a_tie(fleet)
@@ -400,8 +446,17 @@ async def test_an_epoch_that_condemned_a_pack_is_refused(tmp_path: Path) -> None
         fleet.forget_what_is_owed()
 
 
-async def clean_up_until_gone(fleet: Fleet, packs: set[str]) -> None:
-    """The first device cleans up until one of the packs is deleted, as all others look on."""
+async def acknowledge(member: Member) -> None:
+    """As a mount does in idle time: the others hear that this device has seen what they did."""
+    await member.follow()
+    if member.vault.devices.acknowledgement_is_due():
+        await member.vault.devices.acknowledge()
+
+
+async def clean_up(fleet: Fleet, packs: set[str]) -> bool:
+    """The first device cleans up for months, while those that are online look on. Returns whether
+    one of the packs is deleted.
+    """
     desk, *others = fleet.members
     for _ in range(12):
         later(fleet, GRACE_DAYS + 1)
@@ -409,10 +464,10 @@ async def clean_up_until_gone(fleet: Fleet, packs: set[str]) -> None:
         await desk.vault.collector.run()
         for other in others:
             if not other.window.is_offline:
-                await other.follow()
+                await acknowledge(other)
         if not packs <= {info.name for info in await desk.window.list("packs/")}:
-            return
-    raise AssertionError("nothing was ever deleted")
+            return True
+    return False
 
 
 async def test_an_epoch_that_dropped_a_pack_is_refused(tmp_path: Path) -> None:
@@ -436,7 +491,7 @@ async def test_an_epoch_that_dropped_a_pack_is_refused(tmp_path: Path) -> None:
         assert dropped, "no epoch that dropped a pack was refused"
         assert packs <= {info.name for info in await desk.window.list("packs/")}
         assert await read_file(desk.vault, b"kept") == kept
-        await clean_up_until_gone(fleet, packs)
+        assert await clean_up(fleet, packs)
         assert await read_file(laptop.vault, b"kept") == kept
         fleet.forget_what_is_owed()
 
@@ -461,6 +516,31 @@ async def test_mine_leads_to_a_chunk_that_was_repacked_there(tmp_path: Path) -> 
         await laptop.follow()
         assert await read_file(laptop.vault, b"twin") == kept
         assert await read_file(desk.vault, b"back") == noise(900_000, "goes")
+        fleet.forget_what_is_owed()
+
+
+async def test_what_a_device_that_is_away_leads_to_is_kept_for_it(tmp_path: Path) -> None:
+    """Its new files' bytes lie in a pack that nobody else needs."""
+    async with fleet_with(tmp_path, nothing) as fleet:
+        desk, laptop, _ = fleet.members
+        await write_file(desk.vault, b"goes", noise(300_000, "goes"))
+        await desk.publish()
+        await acknowledge(laptop)
+        laptop.window.is_offline = True
+        await moving(b"goes", b"kept here")(laptop.vault)
+        await write_file(laptop.vault, b"twin", noise(300_000, "goes"))
+        await laptop.settle()
+        await desk.follow()
+        await remove(desk.vault, b"goes")
+        await desk.publish()
+        keep(desk.vault)
+        packs = {info.name for info in await desk.window.list("packs/")}
+        assert not await clean_up(fleet, packs), "it was deleted while a device was away"
+        laptop.window.is_offline = False
+        await laptop.publish()
+        await desk.follow()
+        assert await read_file(desk.vault, b"twin") == noise(300_000, "goes")
+        assert await read_file(desk.vault, b"kept here") == noise(300_000, "goes")
         fleet.forget_what_is_owed()
 
 
