@@ -23,6 +23,7 @@ import functools
 import itertools
 import logging
 import os
+import stat
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar, cast
@@ -306,7 +307,6 @@ class Handlers(pyfuse3.Operations):
         self, inode: int, attr: EntryAttributes, fields: pyfuse3.SetattrFields, fh: object,
         ctx: object,
     ) -> EntryAttributes:  # fmt: skip
-        inode = self._changing(inode)
         change = Change(
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
@@ -316,7 +316,12 @@ class Handlers(pyfuse3.Operations):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
             ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
         )
-        return self._attributes(await self._fs.setattr(inode, change))
+        try:
+            return self._attributes(await self._fs.setattr(self._changing(inode), change))
+        except OSError as error:
+            if error.errno not in (errno.ESTALE, errno.ENOENT) or not _brings_times(change):
+                raise
+            return _replaced(inode, attr)
 
     @answers_errno
     async def getxattr(self, inode: int, name: bytes, ctx: object) -> bytes:
@@ -444,4 +449,23 @@ def _absent() -> EntryAttributes:
     entry = EntryAttributes()
     entry.st_ino = 0
     entry.entry_timeout = CACHE_SECONDS
+    return entry
+
+
+def _brings_times(change: Change) -> bool:
+    """Whether the kernel just hands over the times that it kept, as after a write or a renaming.
+
+    If another device replaced or deleted the file meanwhile nobody needs them; but an error would
+    be the next fsync's and sync's, and not mean what they ask.
+    """
+    return change == Change(mtime_ns=change.mtime_ns, ctime_ns=change.ctime_ns)
+
+
+def _replaced(number: int, attr: EntryAttributes) -> EntryAttributes:
+    """Returns the answer about a file that is another one by now: not to be remembered."""
+    entry = EntryAttributes()
+    entry.st_ino = number
+    entry.st_mode = stat.S_IFREG | 0o600
+    entry.st_mtime_ns, entry.st_ctime_ns = attr.st_mtime_ns, attr.st_ctime_ns
+    entry.entry_timeout = entry.attr_timeout = 0.0
     return entry

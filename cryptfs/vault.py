@@ -457,7 +457,7 @@ async def _open_locked(
         _require_former_keys(database, keys)
         spool = Spool(state.spool, keys, around.random_bytes)
         vault = Vault(_view(remote, keys, state, database, around), spool, around, notices)
-        vault.identity.note_machine(around.machine_of(state.database), keys.vault_id)
+        vault.identity.note_machine(around.machine_of(state.database))
         await vault.recover()
         vault.identity.is_new = is_new
         await vault.pull(only_look=only_look)

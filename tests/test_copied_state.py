@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from cryptfs.ids import DEVICE_SHIFT, ROOT_INODE
-from cryptfs.store.myself import Machine
+from cryptfs.store.myself import Machine, machine_of
 from tests.device import Camera, Device, check_objects, look, noise, read_file, write_file
+from tests.rotation.changing import change_key, make_filled_vault
 
 
 def at(device: Device, host: str) -> Device:
@@ -60,6 +61,21 @@ async def test_the_same_machine_and_place_is_no_copy(desk: Device) -> None:
     for _ in range(2):
         async with desk.opened(background=False) as vault:
             assert vault.notices == []
+
+
+async def test_a_new_key_makes_no_new_device(tmp_path: Path) -> None:
+    """The database is copied to be sealed anew, and the vault has another id."""
+    desk = await make_filled_vault(tmp_path / "desk")
+    desk.machine_of = machine_of
+    async with desk.opened(background=False) as vault:
+        number = vault.view.progress.device
+        await write_file(vault, b"mine", b"unpublished")
+    before = desk.state.joinpath("state.db").stat().st_ino
+    await change_key(desk)
+    assert desk.state.joinpath("state.db").stat().st_ino != before
+    async with desk.opened(background=False) as vault:
+        assert (vault.notices, vault.view.progress.device) == ([], number)
+        assert await read_file(vault, b"mine") == b"unpublished"
 
 
 @pytest.mark.parametrize("is_closed", [False, True])

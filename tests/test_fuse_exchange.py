@@ -18,7 +18,7 @@ from cryptfs.fs.nodes import FIRST_NUMBER
 from cryptfs.fuse import Handlers
 from cryptfs.ids import CHUNK_SIZE, ROOT_INODE
 from cryptfs.vault import Vault
-from tests.device import Device, find, noise, read_file
+from tests.device import Device, find, look, noise, read_file
 from tests.fs import exchanging
 from tests.test_fuse_handlers import ROOT, WHO, Listing, answered, create, fields, handlers_of
 
@@ -258,6 +258,30 @@ async def test_a_closed_file_is_another_one_to_the_kernel(
         assert await desk.number(b"file") == entry.st_ino
         await desk.handlers.forget([(entry.st_ino, 3)])  # two lookups and a listing
         assert await desk.number(b"file") == desk.file
+
+
+@pytest.mark.parametrize("is_deleted", [True, False])
+async def test_times_that_the_kernel_brings_late_are_no_failure(
+    device: Device, is_deleted: bool
+) -> None:
+    """It renamed the file, say, and hands over the time of that when another device replaced it. An
+    error would be told to whoever calls sync next, as if something were not saved."""
+    async with at_a_desk(device) as desk:
+        if is_deleted:
+            exchanging.delete(desk.vault, b"file")
+        else:
+            desk.replace()
+        before = await look(desk.vault)
+        wanted = EntryAttributes()
+        wanted.st_mtime_ns = wanted.st_ctime_ns = 10**18
+        times = fields(mtime=True, ctime=True)
+        entry = await desk.handlers.setattr(desk.file, wanted, times, None, WHO)
+        assert (entry.st_ino, stat.S_ISREG(entry.st_mode)) == (desk.file, True)
+        assert entry.attr_timeout == 0
+        with answered(errno.ENOENT if is_deleted else errno.ESTALE):
+            other = fields(mtime=True, ctime=True, mode=True)
+            await desk.handlers.setattr(desk.file, wanted, other, None, WHO)
+        assert await look(desk.vault) == before
 
 
 async def test_a_name_that_came_is_opened_and_not_made(device: Device) -> None:

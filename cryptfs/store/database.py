@@ -366,6 +366,10 @@ def rekey_file(path: Path, key: bytes, new_key: bytes, least: int) -> None:
         connection.execute(LATER_TABLES)
         connection.execute("INSERT OR IGNORE INTO key_line VALUES (1, 1, 1)")
         connection.execute("UPDATE key_line SET least = max(least, ?)", (least,))
+        # It takes the place of the original, and is no second device (store/myself.py).
+        connection.execute(
+            "UPDATE myself SET value = ? WHERE what = 'file'", (os.stat(path).st_ino,)
+        )
         connection.execute(f"PRAGMA rekey = 'raw:{new_key.hex()}'").fetchall()
     finally:
         connection.close()

@@ -3,7 +3,7 @@
 | what       | value                                                                          |
 |------------|--------------------------------------------------------------------------------|
 | ``name``   | what a person called this device; without it the name of the host counts       |
-| ``host``   | the machine's id, hashed with the vault's id                                    |
+| ``host``   | the machine's id, hashed                                                        |
 | ``file``   | the inode number of the database file                                          |
 | ``shared`` | there while the spool may hold packs that another machine has as well          |
 | ``looked`` | the newest epoch that somebody was told of                                      |
@@ -25,6 +25,7 @@ from typing import Any, Final, NamedTuple
 
 from cryptfs.store.database import Database
 
+_PURPOSE: Final = b"cryptfs: whose state this is"
 _MACHINE_IDS: Final = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 
 
@@ -67,12 +68,12 @@ class Myself:
         elif self.get(what) != value:
             self._database.execute("INSERT OR REPLACE INTO myself VALUES (?, ?)", (what, value))
 
-    def note_machine(self, machine: Machine, vault_id: bytes) -> bool:
+    def note_machine(self, machine: Machine) -> bool:
         """Returns whether the state was on another machine, or elsewhere on this one, before."""
         host = ""
         if machine.host:
             # machine-id(5): not to be used as it is, but hashed for each purpose.
-            host = hmac.new(vault_id, machine.host.encode(), hashlib.sha256).hexdigest()
+            host = hmac.new(_PURPOSE, machine.host.encode(), hashlib.sha256).hexdigest()
         moved = False
         for what, now in (("host", host), ("file", machine.file)):
             if now:

@@ -50,11 +50,11 @@ class Identity:
         """Calls the device so with its next epoch; the caller checked the name, and settles."""
         self._myself.put("name", name)
 
-    def note_machine(self, machine: Machine, vault_id: bytes) -> None:
+    def note_machine(self, machine: Machine) -> None:
         """Makes this a device of its own if its state was copied; the caller settles. What waits
         for upload is then shared with the other (``upkeep/shared_packs.py``).
         """
-        if self._myself.note_machine(machine, vault_id):
+        if self._myself.note_machine(machine):
             self._myself.put("shared", 1)
             self._progress.reopen_epoch()
             self.become_new_device(
@@ -87,7 +87,10 @@ class Identity:
         while progress.device == old:
             progress.set_device(random_device(self._random_bytes))
         self._choose_number()
-        text = f"{why}; it goes on as device {progress.device}, no longer {old}. Nothing was lost"
+        text = (
+            f"{why}; it goes on as device {progress.device}, no longer {old}, with everything that "
+            "it has"
+        )
         if others_go_on:
             text += f". If nobody is {old} any more, let it go: cryptfs devices forget VAULT {old}"
         self._tell(text)

@@ -104,7 +104,7 @@ class LongPast:
                 "new_device_s": opened,
                 "new_device_requests": traffic.requests,
                 "new_device_bytes": traffic.received_bytes,
-                "state_bytes": vault.view.state.database.stat().st_size,
+                "state_bytes": state_bytes(vault),
             }
             return answer | await self._look_back(vault)
         finally:
@@ -151,6 +151,12 @@ class LongPast:
     async def _open(self, device: str, remote: FolderRemote | CountingRemote) -> Vault:
         assert self.unlocked is not None
         return await open_vault(remote, self.unlocked, self._around(device))
+
+
+def state_bytes(vault: Vault) -> int:
+    """The database with its log."""
+    database = vault.view.state.database
+    return sum(path.stat().st_size for path in database.parent.glob(f"{database.name}*"))
 
 
 def list_points(history: History) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+from cryptfs.cli.listing import LIST, ListingGroup
 from cryptfs.cli.main import cryptfs
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +43,9 @@ def problem_of(command: str) -> str | None:
     at: click.Command = cryptfs
     while isinstance(at, click.Group) and words and not words[0].startswith("-"):
         name = words.pop(0).partition("\\|")[0]  # of several in one, as a table writes it
+        if name not in at.commands and isinstance(at, ListingGroup) and not name.isalpha():
+            at = at.commands[LIST]  # which is meant then
+            break
         if name not in at.commands:
             return f"there is no command {name}"
         at = at.commands[name]

@@ -12,8 +12,6 @@ from cryptfs.store.database import Database
 from cryptfs.store.myself import Machine, Myself, machine_of
 from cryptfs.store.progress import Progress
 
-VAULT = bytes(16)
-
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
@@ -36,9 +34,9 @@ def database(tmp_path: Path) -> Iterator[Database]:
 )
 def test_what_shows_a_copy(database: Database, later: Machine, is_copied: bool) -> None:
     myself = Myself(database)
-    assert not myself.note_machine(Machine("desk", 5), VAULT), "nothing was noted before"
-    assert myself.note_machine(later, VAULT) == is_copied
-    assert not myself.note_machine(later, VAULT), "said once"
+    assert not myself.note_machine(Machine("desk", 5)), "nothing was noted before"
+    assert myself.note_machine(later) == is_copied
+    assert not myself.note_machine(later), "said once"
     assert "desk" not in str(list(database.rows("SELECT * FROM myself")))
 
 

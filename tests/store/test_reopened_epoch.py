@@ -57,7 +57,7 @@ def state(folder: Path, work: Callable[[Progress, Tree], None]) -> dict[str, lis
         database.close()
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(STEPS, STEPS)
 def test_it_is_as_if_it_had_never_been_closed(before: list[Step], after: list[Step]) -> None:
     def in_one(progress: Progress, tree: Tree) -> None:

@@ -190,7 +190,8 @@ async def test_harm(
     if not is_newer:
         assert await tree(known) == truth
         assert await tree(known.second(tmp_path / "laptop")) == truth
-    assert (await repaired(known))[0] == [], "a second repair has nothing to do"
+    if stays:
+        assert (await repaired(known))[0] == [], "a second repair has nothing to do"
 
 
 def name_of(device: Device, path: Path) -> str:
