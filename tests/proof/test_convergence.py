@@ -31,7 +31,8 @@ from trio.testing import MockClock
 from cryptfs.errors import VaultUnreachable
 from tests.device import noise
 from tests.proof.deeds import Deed, Hand, names, some_deeds
-from tests.proof.fleet import Fleet, Member
+from tests.proof.fleet import Fleet
+from tests.proof.member import Member
 from tests.remotes.shared import Place, Weather
 from tests.sync.test_nonces import Witness
 

@@ -5,10 +5,16 @@ Every test ends with all that ``tests/proof/fleet.py`` asks: one tree everywhere
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 import pytest
 
+from cryptfs.fs.filesystem import Change
+from cryptfs.ids import ROOT_INODE
+from cryptfs.upkeep.gc_plan import DAY_NS
+from tests.device import find
+from tests.proof.fleet import Member
 from tests.sync.together import (
     Work,
     all_of,
@@ -203,3 +209,136 @@ async def test_what_comes_of_two_changes(tmp_path: Path, case: str) -> None:
         await apart(desk, there, laptop, here)
         assert without_dates(await tree(desk)) == wanted
         assert without_dates(await tree(laptop)) == wanted
+
+
+# -- attributes and settings ------------------------------------------------------------------
+
+
+async def test_attributes_are_as_the_newer_has_them(tmp_path: Path) -> None:
+    async with fleet_with(tmp_path, all_of(writing(b"a", b"a"), writing(b"b", b"b"))) as fleet:
+        desk, laptop, _ = fleet.members
+
+        async def chmod(member: Member, path: bytes, bits: int) -> None:
+            await member.vault.fs.setattr(find(member.vault, path).id, Change(mode=bits))
+
+        laptop.clock.now_ns = desk.clock.now_ns + 10**9
+        await chmod(laptop, b"a", 0o600)
+        await chmod(desk, b"a", 0o640)
+        await chmod(laptop, b"b", 0o600)
+        desk.clock.now_ns = laptop.clock.now_ns + 10**9
+        await chmod(desk, b"b", 0o640)
+        await desk.publish()
+        await laptop.publish()
+        assert laptop.conflicts == []
+        modes = {path: stat.S_IMODE(find(laptop.vault, path).mode) for path in (b"a", b"b")}
+        assert modes == {b"a": 0o600, b"b": 0o640}
+
+
+async def test_extended_attributes_of_both_come_together(tmp_path: Path) -> None:
+    async with fleet_with(tmp_path, writing(b"a", b"a")) as fleet:
+        desk, laptop, _ = fleet.members
+        for member, name in ((desk, b"user.there"), (laptop, b"user.here")):
+            await member.vault.fs.setxattr(find(member.vault, b"a").id, name, b"1")
+        await desk.publish()
+        await laptop.publish()
+        names = laptop.vault.fs.listxattr(find(laptop.vault, b"a").id)
+        assert sorted(names) == [b"user.here", b"user.there"]
+        assert laptop.conflicts == []
+
+
+async def test_restore_points_that_both_keep_are_kept(tmp_path: Path) -> None:
+    async with fleet_with(tmp_path, writing(b"a", b"a")) as fleet:
+        desk, laptop, _ = fleet.members
+        for number, member in ((1, desk), (2, laptop)):
+            point = next(one for one in member.vault.points.all() if one.epoch == number)
+            member.vault.points.keep(point, f"kept by {member.name}")
+        await desk.publish()
+        await laptop.publish()
+        assert laptop.vault.points.pins() == {1: "kept by desk", 2: "kept by laptop"}
+
+
+# -- bad input --------------------------------------------------------------------------------
+
+
+async def test_a_copy_of_a_name_that_is_as_long_as_can_be(tmp_path: Path) -> None:
+    name = "ä".encode() * 125 + b".text"
+    assert len(name) == 255
+    async with fleet_with(tmp_path, writing(name, b"a")) as fleet:
+        desk, laptop, _ = fleet.members
+        await apart(desk, writing(name, b"there"), laptop, writing(name, b"here"))
+        names = [name for _, name, _ in laptop.vault.fs.entries(ROOT_INODE)]
+        assert len(names) == 2
+        (copy,) = set(names) - {name}
+        assert len(copy) <= 255
+        assert b" (conflict, laptop, " in copy
+        assert copy.endswith(b").text")
+        assert copy.decode(), "no character is cut in two"
+
+
+async def test_a_copy_of_a_name_that_is_no_text(tmp_path: Path) -> None:
+    name = b"\xff\xfe.\x80"
+    async with fleet_with(tmp_path, writing(name, b"a")) as fleet:
+        desk, laptop, _ = fleet.members
+        await apart(desk, writing(name, b"there"), laptop, writing(name, b"here"))
+        names = sorted(name for _, name, _ in laptop.vault.fs.entries(ROOT_INODE))
+        assert len(names) == 2
+        assert names[0].startswith(b"\xff\xfe (conflict, laptop, ")
+        assert names[0].endswith(b").\x80")
+
+
+@pytest.mark.parametrize("name", ["a/b", "../..", "."])
+async def test_a_device_whose_name_is_hostile(tmp_path: Path, name: str) -> None:
+    async with fleet_with(tmp_path, writing(b"a", b"a")) as fleet:
+        desk, laptop, _ = fleet.members
+        laptop.stop()
+        laptop.name = name
+        await laptop.start()
+        await apart(desk, writing(b"a", b"there"), laptop, writing(b"a", b"here"))
+        names = [name for _, name, _ in laptop.vault.fs.entries(ROOT_INODE)]
+        assert len(names) == 2
+        (copy,) = set(names) - {b"a"}
+        assert len(copy) <= 255
+        assert b"/" not in copy
+        fleet.copy_names_are_checked = False
+
+
+@pytest.mark.parametrize("days", [-20_000, 36_500])
+async def test_a_clock_that_is_years_off(tmp_path: Path, days: int) -> None:
+    async with fleet_with(tmp_path, writing(b"a", b"a")) as fleet:
+        desk, laptop, _ = fleet.members
+        laptop.clock.now_ns += days * DAY_NS
+        await apart(desk, writing(b"a", b"there"), laptop, writing(b"a", b"here"))
+        assert without_dates(await tree(desk)) == {
+            "a": b"there", "a (conflict, laptop, DATE)": b"here",
+        }  # fmt: skip
+
+
+async def test_three_copies_of_one_file_on_one_day(tmp_path: Path) -> None:
+    async with fleet_with(tmp_path, writing(b"a.txt", b"a")) as fleet:
+        desk, laptop, _ = fleet.members
+        for number in range(3):
+            await apart(
+                desk, writing(b"a.txt", b"there %d" % number),
+                laptop, writing(b"a.txt", b"here %d" % number),
+            )  # fmt: skip
+        seen = await tree(desk)
+        assert len(seen) == 4
+        assert set(seen.values()) == {b"there 2", b"here 0", b"here 1", b"here 2"}
+
+
+async def test_writing_on_to_a_file_that_was_changed_there_is_a_copy(tmp_path: Path) -> None:
+    async with fleet_with(tmp_path, writing(b"a", b"read on")) as fleet:
+        desk, laptop, _ = fleet.members
+        await laptop.open_file(find(laptop.vault, b"a").id)
+        await writing(b"a", b"changed")(desk.vault)
+        await desk.publish()
+        await laptop.follow()
+        inode = laptop.handle(0)
+        assert inode is not None
+        await laptop.vault.fs.write(inode, 0, b"READ")
+        await laptop.note()
+        await laptop.publish()
+        await desk.follow()
+        assert without_dates(await tree(desk)) == {
+            "a": b"changed", "a (conflict, laptop, DATE)": b"READ on",
+        }  # fmt: skip

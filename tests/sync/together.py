@@ -12,7 +12,8 @@ from typing import TypeAlias
 from cryptfs.fs.filesystem import Change
 from cryptfs.vault import Vault
 from tests.device import find, look, make_folder, write_file
-from tests.proof.fleet import Fleet, Member
+from tests.proof.fleet import Fleet
+from tests.proof.member import Member
 from tests.remotes.shared import Place
 
 Work: TypeAlias = Callable[[Vault], Awaitable[object]]
@@ -125,20 +126,6 @@ def linking(old: bytes, new: bytes) -> Work:
     async def work(vault: Vault) -> None:
         parent, _, name = new.rpartition(b"/")
         await vault.fs.link(find(vault, old).id, find(vault, parent).id, name)
-
-    return work
-
-
-def mode(path: bytes, bits: int) -> Work:
-    async def work(vault: Vault) -> None:
-        await vault.fs.setattr(find(vault, path).id, Change(mode=bits))
-
-    return work
-
-
-def attribute(path: bytes, name: bytes, value: bytes) -> Work:
-    async def work(vault: Vault) -> None:
-        await vault.fs.setxattr(find(vault, path).id, name, value)
 
     return work
 
