@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 import trio
@@ -73,6 +74,9 @@ class Follower:
             if publication is not None and await self._puller.is_published(publication):
                 await self._publisher.finish(publication)
             ahead = await self._puller.look(accept_rollback=accept_rollback)
+            if publication is not None and publication.refused and self._puller.is_atomic:
+                # It is there, whatever a listing shows that may be late.
+                ahead = replace(ahead, head=max(ahead.head, publication.epoch))
             seen = self._progress.published_epoch
             if ahead.head <= seen == ahead.shared:
                 return Followed(ahead.head)

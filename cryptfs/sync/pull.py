@@ -113,6 +113,11 @@ class Puller:
         self._proven: dict[int, bytes] = {}
         """The digests of commits of former keys that a commit of a newer one leads to."""
 
+    @property
+    def is_atomic(self) -> bool:
+        """Whether the remote tells of two devices which one was first, for good."""
+        return self._remote.capabilities.atomic_create
+
     async def look(self, *, accept_rollback: bool = False) -> Ahead:
         """Returns how far the line goes, and where it parts from what is in here.
 
@@ -127,7 +132,7 @@ class Puller:
         head = max(epochs, default=0)
         if accept_rollback:
             return Ahead(head, seen)
-        if not self._remote.capabilities.atomic_create:
+        if not self.is_atomic:
             return await self._look_back(epochs, seen)
         if head < seen:
             raise RollbackError(
@@ -163,7 +168,7 @@ class Puller:
                 nursery.start_soon(look, prefix)
         commits = found[COMMITS]
         head = max(commits, default=0)
-        if not self._remote.capabilities.atomic_create:
+        if not self.is_atomic:
             head = await self._end_of_line(commits, min(commits, default=1) - 1, None)
         return Ahead(head, 0, tuple(found[CHECKPOINTS]))
 

@@ -44,6 +44,19 @@ async def test_whoever_comes_second_replays_and_takes_the_next_epoch(tmp_path: P
         assert await tree(desk) == {"desk": b"1", "laptop": b"2"}
 
 
+async def test_whoever_comes_second_need_not_wait_for_a_listing(tmp_path: Path) -> None:
+    """The commit that took the epoch is there by its name, and no listing shows it yet."""
+    async with fleet_with(tmp_path, nothing) as fleet:
+        desk, laptop, _ = fleet.members
+        fleet.place.late_calls, fleet.place.late_share = 1 << 30, 1.0
+        await write_file(desk.vault, b"desk", b"1")
+        await desk.publish()
+        await write_file(laptop.vault, b"laptop", b"2")
+        await laptop.publish()
+        assert await tree(laptop) == {"desk": b"1", "laptop": b"2"}
+        see_everything(fleet)
+
+
 def see_everything(fleet: Fleet) -> None:
     """From now on every device sees what there is, at once."""
     fleet.place.settle()
