@@ -346,8 +346,8 @@ class _Merging:
 
     def _absorb(self, id: int, there: int) -> bool:
         """Lets what theirs has stand for what mine made, if they are as good as one."""
-        if id in self._base.nodes or id in self._theirs.nodes:
-            return False
+        if id in self._base.nodes or id in self._theirs.nodes or there not in self._theirs.nodes:
+            return False  # of two folders of mine nobody read what is in them
         mine, theirs = self._nodes[id], self._nodes[there]
         if mine.kind != theirs.kind or not (mine.is_folder or mine.content == theirs.content):
             return False

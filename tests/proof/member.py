@@ -61,7 +61,8 @@ class Picture:
             (touched.contents, before.contents, self.contents),
         ):
             missed = {id for id in one.keys() & other.keys() if one[id] != other[id]} - kind
-            assert not missed, "the kernel would show files as they were"
+            was = {id: (str(one[id])[:200], str(other[id])[:200]) for id in missed}
+            assert not missed, f"the kernel would show files as they were: {was}"
 
 
 class Member(Device):

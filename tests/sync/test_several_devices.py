@@ -165,6 +165,16 @@ CASES: dict[str, tuple[Work, Work, Work, dict[str, bytes | None]]] = {
         {"f": None, "f/a": b"1", "f/b": b"2", "f/both": b"x",
          "f/both (conflict, laptop, DATE)": b"y"},
     ),
+    "a folder renamed there to the name of a new one here, in both a folder of one name": (
+        folder(b"f"),
+        moving(b"f", b"c"),
+        all_of(
+            folder(b"c"), folder(b"c/x"), writing(b"c/x/a", b"1"),
+            folder(b"f/x"), folder(b"f/x/a"), writing(b"f/x/a/b", b"2"),
+        ),
+        {"c": None, "c/x": None, "c/x/a": None, "c/x/a/b": b"2",
+         "c/x (conflict, laptop, DATE)": None, "c/x (conflict, laptop, DATE)/a": b"1"},
+    ),
     "a folder and a file made under one name": (
         nothing, all_of(folder(b"f"), writing(b"f/a", b"1")), writing(b"f", b"file"),
         {"f": None, "f/a": b"1", "f (conflict, laptop, DATE)": b"file"},
