@@ -252,6 +252,7 @@ class Replay:
                     copy = self._progress.new_id()
                     self._put_held(copy, id, before)
                     self._rebase.leave_nameless(copy)
+                self.touched |= Touched(attributes=frozenset({copy}))  # it may have no name
                 self._tell(partial(self._open_files.displace, id, copy))
             elif id in merged.absorbed:
                 self._rebase.put_inode(row._replace(nlink=0))

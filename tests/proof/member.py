@@ -41,26 +41,31 @@ class Owed:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A device's tree as the kernel may have cached it, by rows."""
+    """A device's tree as the kernel may have cached it: names by rows, inodes by its numbers."""
 
     entries: dict[tuple[int, bytes], int]
     inodes: dict[int, Inode]
     contents: dict[int, bytes]
+    number: Callable[[int], int]
 
     def require_touched(self, before: Picture, touched: Touched) -> None:
         """``touched`` names what is not as it was before: no more names than that, and all but
         those in folders that are gone.
         """
         links = before.entries.keys() | self.entries.keys()
-        changed = {link for link in links if before.entries.get(link) != self.entries.get(link)}
-        assert touched.entries <= changed, "names are told of that are as they were"
-        missed_names = {link for link in changed - touched.entries if link[0] in self.inodes}
+        renamed = {link for link in links if before.entries.get(link) != self.entries.get(link)}
+        assert touched.entries <= renamed, "names are told of that are as they were"
+        missed_names = {link for link in renamed - touched.entries if link[0] in self.inodes}
         assert not missed_names, "the kernel would show names that are not so"
         for kind, one, other in (
             (touched.attributes, before.inodes, self.inodes),
             (touched.contents, before.contents, self.contents),
         ):
-            missed = {id for id in one.keys() & other.keys() if one[id] != other[id]} - kind
+            told = set(map(self.number, kind))
+            changed = {
+                id for id in one.keys() & other.keys() if _shown(one[id]) != _shown(other[id])
+            }
+            missed = changed - told
             was = {id: (str(one[id])[:200], str(other[id])[:200]) for id in missed}
             assert not missed, f"the kernel would show files as they were: {was}"
 
@@ -259,20 +264,20 @@ class Member(Device):
 
     async def _picture(self) -> Picture:
         """What the kernel may know of this device's tree."""
-        database, files = self.vault.view.database, self.vault.fs.files
-        inodes = {id: self.vault.fs.getattr(id) for (id,) in database.rows("SELECT id FROM inode")}
+        database, fs = self.vault.view.database, self.vault.fs
+        rows = {id: fs.getattr(id) for (id,) in database.rows("SELECT id FROM inode")}
+        entries = database.rows("SELECT parent, name, inode FROM dirent")
         with self.calm():
             return Picture(
-                {(row[0], row[1]): row[2] for row in database.rows(
-                    "SELECT parent, name, inode FROM dirent"
-                )},
-                inodes,
+                {(row[0], row[1]): row[2] for row in entries},
+                {fs.nodes.number(id): inode for id, inode in rows.items()},
                 {
-                    id: bytes(await files.read(id, 0, inode.size))
-                    for id, inode in inodes.items()
+                    fs.nodes.number(id): bytes(await fs.files.read(id, 0, inode.size))
+                    for id, inode in rows.items()
                     if stat.S_ISREG(inode.mode)
                 },
-            )  # fmt: skip
+                fs.nodes.number,
+            )
 
     @contextmanager
     def calm(self) -> Iterator[None]:
@@ -295,6 +300,11 @@ class Member(Device):
             table: {tuple(row) for row in database.rows(f"SELECT * FROM {table}")}
             for table in tables
         }
+
+
+def _shown(one: Inode | bytes) -> Inode | bytes:
+    """An inode without the number of its row, which is not what the kernel knows it by."""
+    return one._replace(id=0) if isinstance(one, Inode) else one
 
 
 def content_key(mode: int, data: bytes) -> Content:
