@@ -29,6 +29,7 @@ import pytest
 
 from cryptfs.errors import EpochTaken
 from cryptfs.ids import ROOT_INODE
+from cryptfs.opening import init_vault, open_vault
 from cryptfs.store.database import Database
 from cryptfs.store.schema import PLACE_TABLES, TREE_TABLES
 from cryptfs.store.tree import Inode
@@ -36,7 +37,8 @@ from cryptfs.unlock import Unlocked
 from cryptfs.upkeep.check import check
 from cryptfs.upkeep.contents import Contents, at_epoch
 from cryptfs.upkeep.findings import Severity
-from cryptfs.vault import Surroundings, Vault, init_vault, open_vault
+from cryptfs.vault import Vault
+from cryptfs.view import Surroundings
 from tests.device import CountingClock, Device, Seen, look
 from tests.remotes.shared import Place, Weather, Window
 from tests.vectors.seeded import KEY, KEYS, SeededBytes
