@@ -53,6 +53,7 @@ from cryptfs.errors import CryptfsError, FuseUnavailable, OutOfSpace, RollbackEr
 from cryptfs.format.names import header_name
 from cryptfs.fuse import Handlers
 from cryptfs.fuse_cache import KernelCache
+from cryptfs.opening import noting_damage, open_vault
 from cryptfs.remote.location import open_remote
 from cryptfs.remote.stack import Stack, Treatment
 from cryptfs.remote.verifying import Verify
@@ -69,7 +70,8 @@ from cryptfs.upkeep.gc_plan import plan_message, report_message
 from cryptfs.upkeep.news import Doings
 from cryptfs.upkeep.point_requests import POINT_REQUESTS
 from cryptfs.upkeep.points import RestorePoint
-from cryptfs.vault import Surroundings, Vault, noting_damage, open_vault
+from cryptfs.vault import Vault
+from cryptfs.view import Surroundings
 
 log = logging.getLogger(__name__)
 

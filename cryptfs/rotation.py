@@ -28,11 +28,13 @@ from cryptfs.crypto.recovery_key import RecoveryKey
 from cryptfs.errors import CryptfsError, IntegrityError, UsageError
 from cryptfs.format.header import encode_header, is_of_former_key, new_header, parse_header
 from cryptfs.format.names import HEADERS, header_name, parse_name
+from cryptfs.opening import open_vault
 from cryptfs.remote.base import Remote
 from cryptfs.store.rekeying import move_state
 from cryptfs.store.state import StateFolder
 from cryptfs.unlock import SlotRequest, Unlocked, keep_header, new_slot
-from cryptfs.vault import Surroundings, Vault, open_vault
+from cryptfs.vault import Vault
+from cryptfs.view import Surroundings
 
 log = logging.getLogger(__name__)
 

@@ -28,6 +28,7 @@ from cryptfs.concurrency import open_nursery
 from cryptfs.format.names import pack_name
 from cryptfs.format.sizes import is_object_size
 from cryptfs.ids import ROOT_INODE
+from cryptfs.opening import init_vault, open_vault
 from cryptfs.remote.base import Remote
 from cryptfs.remote.folder import FolderRemote
 from cryptfs.store import database
@@ -35,7 +36,8 @@ from cryptfs.store.database import Database
 from cryptfs.store.myself import Machine
 from cryptfs.store.tree import Inode
 from cryptfs.unlock import Secret, Unlocked, unlock
-from cryptfs.vault import Surroundings, Vault, init_vault, open_vault
+from cryptfs.vault import Vault
+from cryptfs.view import Surroundings
 from tests.vectors.seeded import KEY, KEYS, SeededBytes
 
 START_NS = 1_700_000_000 * 10**9

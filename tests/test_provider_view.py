@@ -7,8 +7,8 @@ import pytest
 import trio
 
 from cryptfs.crypto.password import CHEAPEST
+from cryptfs.opening import init_vault
 from cryptfs.unlock import Password, SlotRequest
-from cryptfs.vault import init_vault
 from scripts.provider_view import main
 from tests.device import Device, noise, write_file
 from tests.remotes.servers import rclone_server

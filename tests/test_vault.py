@@ -24,10 +24,11 @@ from cryptfs.errors import (
 from cryptfs.format.header import Header
 from cryptfs.fs.filesystem import Change
 from cryptfs.ids import CHUNK_SIZE, ROOT_INODE
+from cryptfs.opening import init_vault, noting_damage, open_vault, open_view
 from cryptfs.remote.folder import FolderRemote
 from cryptfs.store.database import Database, StateDamaged
 from cryptfs.unlock import Unlocked, find_headers, keep_header, unlock
-from cryptfs.vault import Vault, init_vault, noting_damage, open_vault, open_view
+from cryptfs.vault import Vault
 from tests.device import (
     Camera,
     Device,

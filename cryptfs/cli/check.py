@@ -28,6 +28,7 @@ from cryptfs.cli.limits import Limits, limit_down_option
 from cryptfs.cli.places import remote_of, surroundings
 from cryptfs.control import format_time
 from cryptfs.errors import CryptfsError, IntegrityError, UsageError
+from cryptfs.opening import Opened, open_as_it_is
 from cryptfs.remote.base import ObjectInfo
 from cryptfs.remote.stack import Stack
 from cryptfs.store.state import StateFolder
@@ -40,7 +41,7 @@ from cryptfs.upkeep.check_state import STATE_DAMAGED, rebuilt_finding
 from cryptfs.upkeep.findings import Finding, Severity
 from cryptfs.upkeep.repair import plan_repair, tidy_up
 from cryptfs.upkeep.steps import Writer
-from cryptfs.vault import Opened, Surroundings, open_as_it_is
+from cryptfs.view import Surroundings
 
 _WORDS: Final = {Severity.LOSS: "LOSS", Severity.RISK: "RISK", Severity.NOTICE: "notice"}
 

@@ -25,12 +25,12 @@ from cryptfs.crypto import recovery_key
 from cryptfs.crypto.password import CHEAPEST, KdfParams, calibrate
 from cryptfs.crypto.recovery_key import LINES, RecoveryKey
 from cryptfs.errors import CryptfsError, UsageError, VaultUnreachable
+from cryptfs.opening import check_vacant, init_vault
 from cryptfs.remote.base import Remote
 from cryptfs.remote.location import open_remote
 from cryptfs.remote.stack import Stack
 from cryptfs.store.state import known_states
 from cryptfs.unlock import SlotRequest
-from cryptfs.vault import check_vacant, init_vault
 
 EXPLANATION: Final = """\
 This is the recovery key of the new vault. Write it down on paper, or keep it in a password

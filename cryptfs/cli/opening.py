@@ -12,8 +12,10 @@ from cryptfs.cli.display import warn
 from cryptfs.cli.places import find_mounted, remote_of, surroundings
 from cryptfs.control import Message
 from cryptfs.errors import LoginNeeded, VaultUnreachable
+from cryptfs.opening import noting_damage, open_vault, open_view
 from cryptfs.remote.stack import Treatment
-from cryptfs.vault import Vault, View, noting_damage, open_vault, open_view
+from cryptfs.vault import Vault
+from cryptfs.view import View
 
 
 @asynccontextmanager

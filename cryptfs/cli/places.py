@@ -18,7 +18,7 @@ from cryptfs.remote.base import Remote
 from cryptfs.remote.location import open_remote
 from cryptfs.remote.stack import Stack, Treatment
 from cryptfs.store.state import StateFolder, known_states
-from cryptfs.vault import Surroundings
+from cryptfs.view import Surroundings
 
 _ANSWER_SECONDS: Final = 30.0
 """A mount that is silent for so long hangs."""

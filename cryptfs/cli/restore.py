@@ -25,12 +25,12 @@ from cryptfs.cli.places import is_inside, remote_of, surroundings
 from cryptfs.cli.points import at_option, point_text
 from cryptfs.control import format_time
 from cryptfs.errors import IntegrityError, UsageError
+from cryptfs.opening import open_view
 from cryptfs.remote.stack import Stack
 from cryptfs.upkeep.contents import Readable, at_epoch
 from cryptfs.upkeep.points import Points
 from cryptfs.upkeep.restore import NotRestored, Restored, Step
 from cryptfs.upkeep.restore import restore as restore_into
-from cryptfs.vault import open_view
 
 _MOST_SHOWN = 10
 

@@ -34,12 +34,14 @@ from cryptfs.crypto import recovery_key
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.recovery_key import RecoveryKey
 from cryptfs.errors import UsageError, VaultBusy
+from cryptfs.opening import noting_damage, open_vault
 from cryptfs.remote.base import Remote
 from cryptfs.rotation import require_rotatable, reseal, rotate
 from cryptfs.store.state import StateFolder
 from cryptfs.unlock import SlotRequest, Unlocked, local_slots
 from cryptfs.upkeep.gc_plan import GRACE_DAYS
-from cryptfs.vault import Surroundings, Vault, noting_damage, open_vault
+from cryptfs.vault import Vault
+from cryptfs.view import Surroundings
 
 _EXPLANATION: Final = """\
 This is the new recovery key of the vault. Write it down, and keep the former one until this command

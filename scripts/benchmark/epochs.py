@@ -18,13 +18,15 @@ import trio
 from cryptfs.crypto import recovery_key
 from cryptfs.fs.history import History
 from cryptfs.ids import ROOT_INODE
+from cryptfs.opening import init_vault, open_vault
 from cryptfs.remote.counting import CountingRemote
 from cryptfs.remote.folder import FolderRemote
 from cryptfs.store.history import changes_by_point, difference
 from cryptfs.unlock import Unlocked
 from cryptfs.upkeep.contents import at_epoch
 from cryptfs.upkeep.restore import restore
-from cryptfs.vault import Surroundings, Vault, init_vault, open_vault
+from cryptfs.vault import Vault
+from cryptfs.view import Surroundings
 
 FOLDERS: Final = 100
 FILE_BYTES: Final = 200

@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from cryptfs.crypto.password import CHEAPEST
+from cryptfs.opening import init_vault
 from cryptfs.remote.folder import FolderRemote
 from cryptfs.unlock import Password, SlotRequest
-from cryptfs.vault import init_vault
 from tests.cli.session import PASSWORD, Machine
 from tests.device import Device, noise
 from tests.vectors.seeded import KEY

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import trio
 
+from cryptfs.opening import open_vault
 from cryptfs.remote.folder import FolderRemote
 from cryptfs.store.conflicts import ConflictRecord, put_conflict
 from cryptfs.unlock import Unlocked
-from cryptfs.vault import Surroundings, open_vault
+from cryptfs.view import Surroundings
 from tests.cli.session import Machine, terminal
 from tests.device import find, make_folder, write_file
 from tests.vectors.seeded import KEY, KEYS

@@ -11,11 +11,12 @@ import pytest
 import trio
 
 from cryptfs.ids import ROOT_INODE
+from cryptfs.opening import open_vault
 from cryptfs.remote.folder import FolderRemote
 from cryptfs.unlock import Unlocked
 from cryptfs.upkeep.gc_plan import GRACE_DAYS
 from cryptfs.upkeep.retention import DAY_NS
-from cryptfs.vault import Surroundings, open_vault
+from cryptfs.view import Surroundings
 from tests.cli.session import Machine, terminal
 from tests.device import noise, write_file
 from tests.vectors.seeded import KEY, KEYS, SeededBytes

@@ -26,7 +26,9 @@ def make_file(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [make_file, Path.mkdir, lambda path: path.symlink_to("nowhere")], ids=str
+    "make",
+    [make_file, Path.mkdir, lambda path: path.symlink_to("nowhere")],
+    ids=["file", "folder", "link"],
 )
 @pytest.mark.parametrize("what", ["", "deep/letter"])
 def test_what_was_made_while_it_copied_stays(

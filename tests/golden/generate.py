@@ -27,10 +27,11 @@ from cryptfs.format.metadata import parse_commit
 from cryptfs.format.names import commit_name
 from cryptfs.fs.filesystem import Change
 from cryptfs.ids import CHUNK_SIZE, ROOT_INODE
+from cryptfs.opening import init_vault
 from cryptfs.store import exchange
 from cryptfs.sync import publish
 from cryptfs.unlock import Password, SlotRequest
-from cryptfs.vault import Vault, init_vault
+from cryptfs.vault import Vault
 from tests.conftest import run_here
 from tests.device import (
     START_NS,

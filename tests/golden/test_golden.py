@@ -14,12 +14,13 @@ import pytest
 
 from cryptfs.crypto import recovery_key
 from cryptfs.errors import WrongPassword
+from cryptfs.opening import open_vault, open_view
 from cryptfs.remote.folder import FolderRemote
 from cryptfs.unlock import Password, Secret, unlock
 from cryptfs.upkeep.check import check
 from cryptfs.upkeep.findings import Severity
 from cryptfs.upkeep.restore import restore
-from cryptfs.vault import Surroundings, open_vault, open_view
+from cryptfs.view import Surroundings
 from tests.device import CountingClock, Seen
 from tests.golden.generate import DESCRIPTION, TYPES, VAULT, describe, tree_of
 from tests.vectors.seeded import SeededBytes

@@ -12,10 +12,11 @@ import pytest
 
 from cryptfs.crypto import recovery_key
 from cryptfs.errors import WrongSecret
+from cryptfs.opening import open_view
 from cryptfs.remote.folder import FolderRemote
 from cryptfs.unlock import Password, Secret, unlock
 from cryptfs.upkeep.check import check
-from cryptfs.vault import Surroundings, open_view
+from cryptfs.view import Surroundings
 from tests.device import CountingClock
 from tests.golden.generate_keys import DESCRIPTION, VAULT
 from tests.test_rescue import Run

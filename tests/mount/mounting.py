@@ -25,9 +25,10 @@ from cryptfs.crypto import recovery_key
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.recovery_key import RecoveryKey
 from cryptfs.daemon import MountRequest
+from cryptfs.opening import init_vault
 from cryptfs.remote.folder import FolderRemote
 from cryptfs.store.state import StateFolder
-from cryptfs.vault import Surroundings, init_vault
+from cryptfs.view import Surroundings
 
 PROJECT: Final = Path(__file__).resolve().parents[2]
 WAIT_SECONDS: Final = 30.0

@@ -13,10 +13,10 @@ import pytest
 import trio
 
 from cryptfs.crypto.keys import VaultKeys
+from cryptfs.opening import open_view
 from cryptfs.remote.folder import FolderRemote
 from cryptfs.unlock import Unlocked
 from cryptfs.upkeep.restore import restore
-from cryptfs.vault import open_view
 from tests.mount.mounting import Device, NotMounted
 from tests.mount.snapshots import Entry, differences, snapshot
 

@@ -21,24 +21,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from cryptfs.errors import EpochTaken
 from cryptfs.ids import ROOT_INODE
+from cryptfs.opening import init_vault, open_vault
 from cryptfs.store.tree import Inode
 from cryptfs.unlock import Unlocked
 from cryptfs.upkeep.check import check
 from cryptfs.upkeep.contents import Contents, at_epoch
 from cryptfs.upkeep.findings import Severity
-from cryptfs.vault import Surroundings, Vault, init_vault, open_vault
+from cryptfs.vault import Vault
+from cryptfs.view import Surroundings
 from tests.device import CountingClock, Seen, look
+from tests.proof.member import Content, Member, content_key, content_of
 from tests.remotes.shared import Place, Weather
 from tests.vectors.seeded import KEY, KEYS, SeededBytes
-
-if TYPE_CHECKING:
-    pass
-
-from tests.proof.member import Content, Member, content_key, content_of
 
 NAMES: Final = ("desk", "laptop", "server")
 ROUNDS: Final = 12

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from cryptfs.errors import EpochTaken, TemporaryFailure
+from cryptfs.opening import init_vault
 from cryptfs.remote.base import Remote
 from cryptfs.remote.gdrive import GoogleDriveRemote
 from cryptfs.remote.gdrive_account import save_login
-from cryptfs.vault import Vault, init_vault
+from cryptfs.vault import Vault
 from tests.device import Device, look, noise, read_file, write_file
 from tests.doubles.gdrive import (
     Before,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import trio
 
 from cryptfs.remote.base import Capabilities, Remote
-from cryptfs.vault import Surroundings
+from cryptfs.view import Surroundings
 from tests.device import Device, write_file
 from tests.remotes.faulty import FaultyRemote
 

@@ -29,13 +29,14 @@ from typing import Any, Final
 import trio
 
 from cryptfs.format import pack as pack_format
+from cryptfs.opening import init_vault
 from cryptfs.remote.base import Remote
 from cryptfs.remote.http import new_client
 from cryptfs.remote.stack import Stack
 from cryptfs.store import exchange
 from cryptfs.store.database import Database
 from cryptfs.sync import publish as publish_module
-from cryptfs.vault import Vault, init_vault
+from cryptfs.vault import Vault
 from tests.device import START_NS, STEPS, Device, find, make_folder, noise, write_file
 from tests.remotes.faulty import Call, FaultyRemote
 from tests.sync.clouds import cloud_remote

@@ -12,13 +12,13 @@ from trio.testing import MockClock
 
 from cryptfs.errors import TemporaryFailure
 from cryptfs.format import pack as pack_format
+from cryptfs.opening import init_vault, open_view
 from cryptfs.remote.base import Remote
 from cryptfs.remote.limited import PARALLEL_CREATES
 from cryptfs.remote.stack import Stack
 from cryptfs.unlock import Unlocked
 from cryptfs.upkeep.check import check
 from cryptfs.upkeep.restore import restore
-from cryptfs.vault import init_vault, open_view
 from scripts.sample_export import write_export
 from tests.device import Device
 from tests.remotes.faulty import Call, FaultyRemote

@@ -14,13 +14,14 @@ import trio
 from trio.testing import MockClock
 
 from cryptfs.format import pack as pack_format
+from cryptfs.opening import init_vault, open_view
 from cryptfs.remote.base import Remote
 from cryptfs.remote.stack import Stack
 from cryptfs.unlock import Unlocked
 from cryptfs.upkeep.check import check
 from cryptfs.upkeep.findings import Severity
 from cryptfs.upkeep.restore import restore
-from cryptfs.vault import Vault, init_vault, open_view
+from cryptfs.vault import Vault
 from scripts.sample_export import write_export
 from tests.device import Device, look
 from tests.proof.deeds import Hand, some_deeds

@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cryptfs.opening import open_view
 from cryptfs.unlock import Unlocked
 from cryptfs.upkeep.check import check
 from cryptfs.upkeep.findings import Severity
-from cryptfs.vault import open_view
 from tests.device import Device, look
 from tests.sync.dying_publisher import expected
 from tests.vectors.seeded import KEY, KEYS

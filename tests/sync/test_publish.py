@@ -18,6 +18,7 @@ from cryptfs.format.metadata import object_digest, parse_commit
 from cryptfs.format.names import commit_name
 from cryptfs.fs.filesystem import Change
 from cryptfs.ids import CHUNK_SIZE, ROOT_INODE
+from cryptfs.opening import init_vault
 from cryptfs.remote.base import Remote, Source
 from cryptfs.remote.flow import PIECE
 from cryptfs.remote.limited import LimitedRemote
@@ -26,7 +27,7 @@ from cryptfs.sync import policy as policy_module
 from cryptfs.sync import publish as publish_module
 from cryptfs.sync.policy import PublishPolicy
 from cryptfs.sync.publish import Upload
-from cryptfs.vault import Vault, init_vault
+from cryptfs.vault import Vault
 from tests.device import (
     Camera,
     Device,

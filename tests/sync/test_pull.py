@@ -117,13 +117,13 @@ async def test_devices_never_make_the_same_id(device: Device, tmp_path: Path) ->
 async def test_a_device_number_that_is_taken_is_drawn_again(
     device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cryptfs import vault as vault_module
+    from cryptfs import opening
     from cryptfs.upkeep import identity
 
     async with device.opened() as vault:
         taken = vault.view.progress.device
     numbers = [taken, taken, taken + 1]
-    for module in (vault_module, identity):
+    for module in (opening, identity):
         monkeypatch.setattr(module, "random_device", lambda _: numbers.pop(0))
     async with device.second(tmp_path / "second").opened() as vault:
         assert vault.view.progress.device == taken + 1

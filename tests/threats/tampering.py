@@ -13,11 +13,12 @@ import pytest
 from cryptfs.crypto import password
 from cryptfs.format.sizes import padded_size
 from cryptfs.ids import CHUNK_SIZE
+from cryptfs.opening import init_vault, open_vault
 from cryptfs.remote.folder import FolderRemote
 from cryptfs.unlock import Unlocked
 from cryptfs.upkeep.check import check
 from cryptfs.upkeep.findings import Finding
-from cryptfs.vault import Vault, init_vault, open_vault
+from cryptfs.vault import Vault
 from tests.device import Device, find, look, noise, write_file
 from tests.remotes.faulty import FaultyRemote
 from tests.upkeep.vaults import viewing

@@ -12,8 +12,8 @@ from cryptfs.crypto.recovery_key import RecoveryKey
 from cryptfs.errors import IntegrityError, WrongSecret
 from cryptfs.format.header import parse_header
 from cryptfs.format.names import header_name
+from cryptfs.opening import init_vault, open_vault
 from cryptfs.unlock import Password, SlotRequest, unlock
-from cryptfs.vault import init_vault, open_vault
 from tests.device import Device
 from tests.threats.tampering import altered_header, replace, stored
 from tests.vectors.seeded import KEY, KEYS, OTHER_KEY

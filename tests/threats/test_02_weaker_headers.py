@@ -12,9 +12,9 @@ from cryptfs.crypto.password import CHEAPEST
 from cryptfs.errors import IntegrityError, RollbackError
 from cryptfs.format.header import parse_header
 from cryptfs.format.names import header_name
+from cryptfs.opening import init_vault, open_vault
 from cryptfs.store.state import StateFolder
 from cryptfs.unlock import Password, SlotRequest, add_slot, unlock
-from cryptfs.vault import init_vault, open_vault
 from tests.device import Device
 from tests.threats.tampering import altered_header, replace
 from tests.vectors.seeded import KEY, KEYS, SeededBytes

@@ -8,6 +8,7 @@ from pathlib import Path
 from cryptfs.format.header import Header, encode_header
 from cryptfs.format.metadata import parse_checkpoint, parse_commit
 from cryptfs.format.names import checkpoint_name, commit_name, header_name, pack_name
+from cryptfs.opening import Opened, open_as_it_is
 from cryptfs.remote.base import Remote
 from cryptfs.store.state import Seen, StateFolder, write_atomically
 from cryptfs.unlock import Unlocked
@@ -16,7 +17,7 @@ from cryptfs.upkeep.check_packs import EVERYTHING
 from cryptfs.upkeep.check_state import rebuilt_finding
 from cryptfs.upkeep.repair import plan_repair
 from cryptfs.upkeep.steps import Writer
-from cryptfs.vault import Opened, Surroundings, open_as_it_is
+from cryptfs.view import Surroundings
 from tests.device import Device
 from tests.upkeep.vaults import make_full_vault
 from tests.vectors.seeded import KEY, KEYS

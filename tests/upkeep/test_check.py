@@ -9,6 +9,7 @@ import pytest
 from cryptfs.errors import IntegrityError
 from cryptfs.format.header import Header, encode_header
 from cryptfs.format.names import checkpoint_name, commit_name, header_name, pack_name
+from cryptfs.opening import open_vault, open_view
 from cryptfs.remote.base import Capabilities
 from cryptfs.store.spool import spool_file
 from cryptfs.unlock import Unlocked
@@ -16,7 +17,6 @@ from cryptfs.upkeep import check_commits
 from cryptfs.upkeep.check import Scale, check, examine
 from cryptfs.upkeep.check_packs import EVERYTHING, Sample
 from cryptfs.upkeep.findings import Finding, Severity
-from cryptfs.vault import open_vault, open_view
 from tests.device import Device, noise, write_file
 from tests.remotes.faulty import FaultyRemote
 from tests.upkeep.test_restore import chunk_of, flip

@@ -11,6 +11,7 @@ import pytest
 from cryptfs.errors import EpochTaken, RollbackError
 from cryptfs.format.names import NameKind, parse_name
 from cryptfs.ids import ROOT_INODE
+from cryptfs.opening import open_view
 from cryptfs.remote.base import Remote
 from cryptfs.store import exchange
 from cryptfs.store.garbage import DeadObject
@@ -20,7 +21,7 @@ from cryptfs.upkeep.check import check
 from cryptfs.upkeep.gc import Keeping
 from cryptfs.upkeep.gc_plan import GRACE_DAYS, Report
 from cryptfs.upkeep.retention import DAY_NS, Policy
-from cryptfs.vault import Vault, open_view
+from cryptfs.vault import Vault
 from tests.device import Device, find, look, noise, read_file, write_file
 from tests.remotes.faulty import FaultyRemote
 from tests.vectors.seeded import KEY, KEYS

@@ -10,6 +10,7 @@ import pytest
 
 from cryptfs.errors import VaultUnreachable
 from cryptfs.format.names import checkpoint_name, commit_name, header_name, pack_name
+from cryptfs.opening import open_vault
 from cryptfs.remote.base import Remote
 from cryptfs.store.state import StateFolder
 from cryptfs.unlock import Unlocked
@@ -17,7 +18,6 @@ from cryptfs.upkeep.abandoned import GRACE_NS
 from cryptfs.upkeep.check import Examined
 from cryptfs.upkeep.findings import Severity
 from cryptfs.upkeep.put_back import set_aside
-from cryptfs.vault import open_vault
 from tests.device import Device, look, noise, write_file
 from tests.remotes.faulty import Call, FaultyRemote
 from tests.threats.tampering import flipped, replace

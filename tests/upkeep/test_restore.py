@@ -13,12 +13,14 @@ import pytest
 from cryptfs.errors import CryptfsError, OutOfSpace, UsageError, VaultBusy, VaultUnreachable
 from cryptfs.fs.reader import ChunkReader
 from cryptfs.ids import CHUNK_SIZE, ROOT_INODE
+from cryptfs.opening import open_vault, open_view
 from cryptfs.store.content import ChunkRef
 from cryptfs.unlock import Unlocked
 from cryptfs.upkeep.contents import Contents
 from cryptfs.upkeep.destination import TEMPORARY_PREFIX, Destination
 from cryptfs.upkeep.restore import Restored, Step, restore
-from cryptfs.vault import Vault, View, open_vault, open_view
+from cryptfs.vault import Vault
+from cryptfs.view import View
 from tests.device import Device, noise, write_file
 from tests.upkeep.vaults import BIG, HOLE, LONG_NAME, RAW_NAME, viewing, walk
 from tests.vectors.seeded import KEY, KEYS

@@ -12,10 +12,12 @@ import pytest
 
 from cryptfs.fs.filesystem import Change
 from cryptfs.ids import CHUNK_SIZE, ROOT_INODE
+from cryptfs.opening import open_view
 from cryptfs.store import exchange
 from cryptfs.sync import publish
 from cryptfs.unlock import Unlocked
-from cryptfs.vault import Vault, View, open_view
+from cryptfs.vault import Vault
+from cryptfs.view import View
 from tests.device import Device, make_folder, make_vault, noise, write_file
 from tests.vectors.seeded import KEY, KEYS
 
