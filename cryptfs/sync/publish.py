@@ -283,7 +283,15 @@ class Publisher:
         try:
             await self._remote.get(commit_name(epoch - 1), 0, 1)
         except ObjectNotFound:
-            raise self._taken(epoch) from None
+            # Or it is lost. Then this device goes on from it, and has to.
+            numbers = [
+                name.number
+                for prefix in (COMMITS, CHECKPOINTS)
+                for name in [parse_name(info.name) for info in await self._remote.list(prefix)]
+                if name is not None
+            ]
+            if max(numbers, default=0) >= epoch:
+                raise self._taken(epoch) from None
 
     def _packs_of(self, epoch: int) -> list[SpooledPack]:
         """Returns the packs of the closed epoch and before, each ended."""

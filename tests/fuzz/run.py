@@ -12,12 +12,18 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from tests.fuzz.corpus import CORPUS, keep, read_corpus
+from tests.fuzz.corpus import keep, read_corpus
 from tests.fuzz.mutations import MOST_BYTES, mutations
+
+if TYPE_CHECKING:  # else they are loaded before they can be watched
+    from tests.fuzz.targets import Target
+
+ALL: Final = "all"
+"""The name for all targets in turn."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,13 +43,40 @@ def main(arguments: Sequence[str]) -> int:
             for data in target.seeds():
                 keep(name, data)
         return 0
-    if options.target not in targets:
-        print(f"targets: {', '.join(targets)}", file=sys.stderr)
+    if options.target not in (*targets, ALL):
+        print(f"targets: {', '.join(targets)}, {ALL}", file=sys.stderr)
         return 0 if options.target is None else 2
     if atheris is None:
         print("atheris is not installed: mutations without coverage", file=sys.stderr)
-        return _blind(options.target, targets[options.target].run, options.minutes, options.seed)
-    return _guided(atheris, options.target, targets[options.target].run, options)
+        return _blind(targets, options)
+    return _guided(atheris, targets, options)
+
+
+class Case(NamedTuple):
+    """What one input is for."""
+
+    name: str
+    run: Callable[[bytes], None]
+    data: bytes
+
+
+def _case(targets: Mapping[str, Target], chosen: str, data: bytes) -> Case:
+    """Of an input for all targets the first byte tells whose it is."""
+    if chosen != ALL:
+        return Case(chosen, targets[chosen].run, data)
+    names = sorted(targets)
+    name = names[data[0] % len(names)] if data else names[0]
+    return Case(name, targets[name].run, data[1:])
+
+
+def _seeds(targets: Mapping[str, Target], chosen: str) -> list[bytes]:
+    if chosen != ALL:
+        return list(read_corpus(chosen).values())
+    return [
+        bytes([number]) + data
+        for number, name in enumerate(sorted(targets))
+        for data in read_corpus(name).values()
+    ]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,51 +85,55 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("target", nargs="?", metavar="TARGET", help="none: lists them")
     parser.add_argument("--minutes", type=float, default=5.0, help="how long; 5 if not given")
+    parser.add_argument("--runs", type=int, default=-1, help="how many inputs at most")
     parser.add_argument("--seed", type=int, default=1, help="of the mutations")
     parser.add_argument("--seeds", action="store_true", help="writes the seeds into the corpus")
     return parser
 
 
-def _blind(name: str, run: Any, minutes: float, seed: int) -> int:
-    end = time.monotonic() + minutes * 60
-    seeds = list(read_corpus(name).values())
+def _blind(targets: Mapping[str, Target], options: argparse.Namespace) -> int:
+    end = time.monotonic() + options.minutes * 60
+    seeds = _seeds(targets, options.target)
     tried = 0
-    for number in itertools.count(seed):
-        for data in mutations(seeds, f"{name} {number}", 1000):
-            if time.monotonic() >= end:
+    for number in itertools.count(options.seed):
+        for data in mutations(seeds, f"{options.target} {number}", 1000):
+            if time.monotonic() >= end or tried == options.runs:
                 print(f"{tried} inputs, nothing found", file=sys.stderr)
                 return 0
             tried += 1
-            try:
-                run(data)
-            except Exception as error:
-                path = keep(name, data)
-                print(f"{type(error).__name__}: {error}\nkept in {path}", file=sys.stderr)
-                raise
+            _try(_case(targets, options.target, data))
     return 0
 
 
-def _guided(atheris: Any, name: str, run: Any, options: argparse.Namespace) -> int:
-    def run_and_keep(data: bytes) -> None:
-        try:
-            run(data)
-        except Exception:
-            print(f"kept in {keep(name, data)}", file=sys.stderr)
-            raise
+def _try(case: Case) -> None:
+    try:
+        case.run(case.data)
+    except Exception as error:
+        path = keep(case.name, case.data)
+        print(f"{type(error).__name__}: {error}\nkept in {path}", file=sys.stderr)
+        raise
 
+
+def _guided(atheris: Any, targets: Mapping[str, Target], options: argparse.Namespace) -> int:
     # New inputs go to a folder of their own: only what fails is worth keeping for ever.
-    with tempfile.TemporaryDirectory() as found:
+    with tempfile.TemporaryDirectory() as folder:
+        found, seeds = Path(folder, "found"), Path(folder, "seeds")
+        for one in (found, seeds):
+            one.mkdir()
+        for number, data in enumerate(_seeds(targets, options.target)):
+            (seeds / str(number)).write_bytes(data)
         atheris.Setup(
             [
                 sys.argv[0],
                 f"-max_total_time={int(options.minutes * 60)}",
+                f"-runs={options.runs}",
                 f"-seed={options.seed}",
                 f"-max_len={MOST_BYTES}",
-                f"-artifact_prefix={Path(found)}/",
-                found,
-                str(CORPUS / name),
+                f"-artifact_prefix={found}/",
+                str(found),
+                str(seeds),
             ],
-            run_and_keep,
+            lambda data: _try(_case(targets, options.target, data)),
         )
         atheris.Fuzz()
     return 0
