@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cryptfs.errors import EpochTaken, TemporaryFailure
+from cryptfs.errors import EpochTaken, LoginNeeded, TemporaryFailure
 from cryptfs.opening import init_vault
 from cryptfs.remote.base import Remote
 from cryptfs.remote.gdrive import GoogleDriveRemote
@@ -98,7 +98,7 @@ async def publish(vault: Vault) -> None:
     for _ in range(200):
         try:
             await vault.publisher.publish()
-        except TemporaryFailure:
+        except (TemporaryFailure, LoginNeeded):  # a token that is refused twice needs a login
             continue
         return
     raise AssertionError("never published")
