@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cryptfs.errors import CryptfsError, VaultBusy
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +100,15 @@ class StateFolder:
         except BlockingIOError:
             os.close(fd)
             raise VaultBusy(self._describe_holder()) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps({"pid": os.getpid(), "mountpoint": mountpoint}).encode(), 0)
         self._lock_fd = fd
+        note = json.dumps({"pid": os.getpid(), "mountpoint": mountpoint}).encode()
+        try:
+            # Over what is there: it needs no room on a full disk, which is no reason not to start.
+            os.pwrite(fd, note, 0)
+            os.ftruncate(fd, len(note))
+        except OSError as error:
+            log.debug("no room to note who has the vault: %s", error)
+            os.ftruncate(fd, 0)  # what an earlier holder noted is wrong now
 
     def holder(self) -> Holder | None:
         """Returns who holds the lock now, or None."""

@@ -27,7 +27,7 @@ from cryptfs.sync.replay import Conflict, Followed, Replay, Touched
 
 log = logging.getLogger(__name__)
 
-MOST_RACES: Final = 5
+MOST_RACES: Final = 12
 """So often in a row other devices may be first, before a person is told."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -72,6 +73,22 @@ def test_asking_who_holds_it_takes_nothing_away(state: StateFolder) -> None:
     with pytest.raises(VaultBusy):
         twin.lock()
     state.unlock()
+
+
+def test_a_full_disk_is_no_reason_not_to_start(
+    state: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state.lock("/mnt/before")
+    state.unlock()
+
+    def full(fd: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    state.lock("/mnt/now")
+    with pytest.raises(VaultBusy):
+        StateFolder(state.path.parent, bytes.fromhex(state.path.name)).lock()
+    assert state.last_holder() == Holder(0, ""), "and nobody is told who held it before"
 
 
 def test_a_dead_holder_holds_nothing(state: StateFolder) -> None:
