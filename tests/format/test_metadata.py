@@ -1,4 +1,3 @@
-import time
 from typing import Any
 
 import cbor2
@@ -202,16 +201,14 @@ def test_too_much_for_one_object_is_our_own_mistake() -> None:
         encode_commit(envelope(), RowBatch({"xattr": values}), KEYS, RANDOM)
 
 
-def test_a_hundred_thousand_rows_parse_in_about_a_second() -> None:
+def test_a_hundred_thousand_rows_are_one_commit() -> None:
     when = 1_700_000_000_000_000_000
     rows: list[Row] = [
         InodeRow(n, 0o100644, 1000, 1000, 0, 1, n, when, when + n, when, when, None, 7)
         for n in range(1 << 40, (1 << 40) + 100_000)
     ]
     data = encode_commit(envelope(), RowBatch({"inode": rows}), KEYS, RANDOM)
-    before = time.perf_counter()
-    assert len(parse_commit(data, KEYS, 7)[1]) == 100_000
-    assert time.perf_counter() - before < 5, "measured: 0.4 s; far more means a slip"
+    assert parse_commit(data, KEYS, 7)[1].rows["inode"] == rows
 
 
 def test_bounds_hold_before_anything_is_allocated() -> None:
