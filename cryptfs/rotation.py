@@ -32,6 +32,7 @@ from cryptfs.opening import open_vault
 from cryptfs.remote.base import Remote
 from cryptfs.store.rekeying import move_state
 from cryptfs.store.state import StateFolder
+from cryptfs.sync.listing import listed_numbers
 from cryptfs.unlock import SlotRequest, Unlocked, keep_header, new_slot
 from cryptfs.vault import Vault
 from cryptfs.view import Surroundings
@@ -130,5 +131,4 @@ async def _delete_leftover_headers(remote: Remote, keys: VaultKeys, newest: int)
 
 
 async def _next_sequence(remote: Remote) -> int:
-    names = [parse_name(info.name) for info in await remote.list(HEADERS)]
-    return 1 + max((name.number for name in names if name is not None), default=0)
+    return 1 + max(await listed_numbers(remote, HEADERS), default=0)

@@ -41,12 +41,13 @@ from cryptfs.format.header import (
     parse_header,
 )
 from cryptfs.format.metadata import Envelope, parse_commit
-from cryptfs.format.names import COMMITS, HEADERS, commit_name, header_name, parse_name
+from cryptfs.format.names import COMMITS, HEADERS, commit_name, header_name
 from cryptfs.ids import RandomBytes
 from cryptfs.remote.base import Remote
 from cryptfs.store.rekeying import former_state, move_state
 from cryptfs.store.state import Seen, StateFolder, known_states, write_atomically
 from cryptfs.sync.key_change import require_finished_change
+from cryptfs.sync.listing import listed_numbers
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ async def find_headers(remote: Remote, state_root: Path) -> Found:
     VaultUnreachable or LoginNeeded when nothing is known here.
     """
     try:
-        names = [parse_name(info.name) for info in await remote.list(HEADERS)]
+        numbers = await listed_numbers(remote, HEADERS)
     except (VaultUnreachable, LoginNeeded) as error:
         kept = _kept_headers(remote.url, state_root)
         if not kept:
@@ -94,13 +95,13 @@ async def find_headers(remote: Remote, state_root: Path) -> Found:
         return Found(kept, (), offline=error)
     headers: list[tuple[int, UnverifiedHeader]] = []
     refused: list[CryptfsError] = []
-    for name in sorted((n for n in names if n is not None), key=lambda n: -n.number):
+    for number in reversed(numbers):
         try:
-            headers.append((name.number, parse_header(await remote.get(header_name(name.number)))))
+            headers.append((number, parse_header(await remote.get(header_name(number)))))
         except NewerFormat:
             raise
         except IntegrityError as error:
-            refused.append(type(error)(f"{header_name(name.number)}: {error}"))
+            refused.append(type(error)(f"{header_name(number)}: {error}"))
     if not headers and not refused and not await remote.list(COMMITS):
         if _kept_headers(remote.url, state_root):
             raise VaultUnreachable(
@@ -207,9 +208,8 @@ async def _newest_commit(remote: Remote, found: Found, keys: VaultKeys) -> Envel
     """
     if found.offline is not None:
         return None
-    names = [parse_name(info.name) for info in await remote.list(COMMITS)]
-    epochs = sorted((name.number for name in names if name is not None), reverse=True)
-    for epoch in epochs[:_COMMITS_TRIED]:
+    epochs = await listed_numbers(remote, COMMITS)
+    for epoch in reversed(epochs[-_COMMITS_TRIED:]):
         try:
             return parse_commit(await remote.get(commit_name(epoch)), keys, epoch)[0]
         except (IntegrityError, ObjectNotFound):
@@ -444,8 +444,7 @@ async def _publish_slots(
 ) -> None:
     """Publishes the next header, and then deletes those before it, which hold what went."""
     before = unlocked.header
-    names = [parse_name(info.name) for info in await remote.list(HEADERS)]
-    taken = [name.number for name in names if name is not None]
+    taken = await listed_numbers(remote, HEADERS)
     sequence = max([0 if before is None else before.sequence, *taken]) + 1
     header = (
         new_header(unlocked.keys, sequence, slots)

@@ -19,8 +19,9 @@ from cryptfs.errors import (
 )
 from cryptfs.format.header import parse_header
 from cryptfs.format.metadata import parse_commit
-from cryptfs.format.names import COMMITS, HEADERS, commit_name, header_name, parse_name
+from cryptfs.format.names import COMMITS, HEADERS, commit_name, header_name
 from cryptfs.remote.base import Remote
+from cryptfs.sync.listing import listed_numbers
 
 
 async def why_closed(remote: Remote, keys: VaultKeys, error: IntegrityError) -> CryptfsError:
@@ -28,12 +29,9 @@ async def why_closed(remote: Remote, keys: VaultKeys, error: IntegrityError) -> 
     a later key, else ``error``.
     """
     with suppress(VaultUnreachable):
-        for info in await remote.list(HEADERS):
-            name = parse_name(info.name)
-            if name is None:
-                continue
+        for number in await listed_numbers(remote, HEADERS):
             with suppress(IntegrityError, ObjectNotFound):
-                claims = parse_header(await remote.get(header_name(name.number))).claims
+                claims = parse_header(await remote.get(header_name(number))).claims
                 if claims.key_epoch > keys.key_epoch and claims.vault_id != keys.vault_id:
                     return KeyChanged(
                         "the key of this vault was changed: open it again, with the new password "
@@ -50,8 +48,7 @@ async def require_finished_change(remote: Remote, keys: VaultKeys) -> None:
     Whoever has a former key can take away what came later, so nobody who has only seen that there
     is a new key may go on from what is sealed with an older one.
     """
-    names = [parse_name(info.name) for info in await remote.list(COMMITS)]
-    head = max((name.number for name in names if name is not None), default=0)
+    head = max(await listed_numbers(remote, COMMITS), default=0)
     with suppress(IntegrityError, ObjectNotFound):
         parse_commit(await remote.get(commit_name(head)), keys, head)
         return

@@ -48,7 +48,6 @@ from cryptfs.format.names import (
     checkpoint_name,
     commit_name,
     pack_name,
-    parse_name,
 )
 from cryptfs.format.rows import EpochRow, RowBatch
 from cryptfs.fs.settle import Settler
@@ -60,6 +59,7 @@ from cryptfs.store.database import Database
 from cryptfs.store.exchange import checkpoint_batches, commit_batches
 from cryptfs.store.progress import Progress, Publication
 from cryptfs.store.spool import NAME_SIZE, Spool, spool_file, sync_folder
+from cryptfs.sync.listing import listed_numbers
 
 log = logging.getLogger(__name__)
 
@@ -284,13 +284,9 @@ class Publisher:
             await self._remote.get(commit_name(epoch - 1), 0, 1)
         except ObjectNotFound:
             # Or it is lost. Then this device goes on from it, and has to.
-            numbers = [
-                name.number
-                for prefix in (COMMITS, CHECKPOINTS)
-                for name in [parse_name(info.name) for info in await self._remote.list(prefix)]
-                if name is not None
-            ]
-            if max(numbers, default=0) >= epoch:
+            commits = await listed_numbers(self._remote, COMMITS)
+            checkpoints = await listed_numbers(self._remote, CHECKPOINTS)
+            if max(commits + checkpoints, default=0) >= epoch:
                 raise self._taken(epoch) from None
 
     def _packs_of(self, epoch: int) -> list[SpooledPack]:
@@ -409,10 +405,8 @@ class Publisher:
         return True
 
     async def _look_for_checkpoints(self) -> None:
-        names = [parse_name(info.name) for info in await self._remote.list(CHECKPOINTS)]
-        self._newest_checkpoint = max(
-            (name.number for name in names if name is not None), default=0
-        )
+        epochs = await listed_numbers(self._remote, CHECKPOINTS)
+        self._newest_checkpoint = max(epochs, default=0)
 
     async def _checkpoint(self, publication: Publication) -> None:
         """Publishes the whole state of an epoch, for devices that come new."""

@@ -44,7 +44,6 @@ from cryptfs.format.names import (
     checkpoint_name,
     commit_name,
     pack_name,
-    parse_name,
 )
 from cryptfs.format.rows import RowBatch
 from cryptfs.ids import ROOT_INODE, ObjectKind
@@ -55,6 +54,7 @@ from cryptfs.store.progress import MOST_STEPS_BACK, Progress, Publication
 from cryptfs.store.rebase import WAITING
 from cryptfs.store.schema import PLACE_TABLES, STEPPED_BACK, TREE_TABLES
 from cryptfs.sync.key_change import why_closed
+from cryptfs.sync.listing import listed_numbers
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class Puller:
         seen = self._progress.published_epoch
         if seen == 0:
             return await self._look_first()
-        epochs = await self._epochs(COMMITS)
+        epochs = await listed_numbers(self._remote, COMMITS)
         head = max(epochs, default=0)
         if accept_rollback:
             return Ahead(head, seen)
@@ -142,7 +142,7 @@ class Puller:
             )
         digest = await self._digest(seen)
         if digest is None:
-            checkpoints = await self._epochs(CHECKPOINTS)
+            checkpoints = await listed_numbers(self._remote, CHECKPOINTS)
             if any(seen < epoch <= head for epoch in checkpoints):
                 return Ahead(head, seen, tuple(checkpoints))
             raise RollbackError(
@@ -161,7 +161,7 @@ class Puller:
         found: dict[str, list[int]] = {}
 
         async def look(prefix: str) -> None:
-            found[prefix] = await self._epochs(prefix)
+            found[prefix] = await listed_numbers(self._remote, prefix)
 
         async with open_nursery() as nursery:
             for prefix in (COMMITS, CHECKPOINTS):
@@ -192,7 +192,8 @@ class Puller:
             parse_commit(await self._remote.get(commit_name(epoch)), self._keys, epoch)
         shared = max((one for one in same if not others or one < others[0]), default=0)
         if not same and not others:
-            head, checkpoints = max(epochs, default=0), await self._epochs(CHECKPOINTS)
+            head = max(epochs, default=0)
+            checkpoints = await listed_numbers(self._remote, CHECKPOINTS)
             if any(seen < epoch <= head for epoch in checkpoints):  # cleaned up behind it
                 return Ahead(head, seen, tuple(checkpoints))
         if not shared:
@@ -205,7 +206,7 @@ class Puller:
         for stray in (epoch for epoch in same if epoch > shared):
             await self._remote.delete(commit_name(stray))
         log.warning("another device was first to publish epoch %d; stepping back", shared + 1)
-        epochs = await self._epochs(COMMITS)
+        epochs = await listed_numbers(self._remote, COMMITS)
         return Ahead(await self._end_of_line(epochs, shared, known[shared]), shared)
 
     async def _end_of_line(self, epochs: list[int], start: int, digest: bytes | None) -> int:
@@ -258,10 +259,6 @@ class Puller:
         epochs = range(start + 1, head + 1)
         await self._prove(epochs)
         await self._apply_all(epochs, make_way)
-
-    async def _epochs(self, prefix: str) -> list[int]:
-        names = [parse_name(info.name) for info in await self._remote.list(prefix)]
-        return sorted(name.number for name in names if name is not None)
 
     async def _start_from_checkpoint(self, ahead: Ahead, make_way: MakeWay | None) -> int:
         """Fills the state anew from the newest checkpoint that opens and leads on; returns its

@@ -11,8 +11,9 @@ from __future__ import annotations
 import trio
 
 from cryptfs.errors import IntegrityError, ObjectNotFound
-from cryptfs.format.names import COMMITS, PACKS, parse_name
+from cryptfs.format.names import COMMITS, PACKS
 from cryptfs.ids import RandomBytes
+from cryptfs.sync.listing import listed_numbers
 from cryptfs.upkeep.abandoned import is_ours
 from cryptfs.upkeep.check import Examined
 from cryptfs.upkeep.inventory import Checkable
@@ -58,8 +59,7 @@ async def _abandoned(source: Checkable, found: Examined) -> list[Step]:
         return []
 
     async def delete() -> None:
-        names = [parse_name(info.name) for info in await source.remote.list(COMMITS)]
-        if max((name.number for name in names if name is not None), default=0) > found.line.head:
+        if max(await listed_numbers(source.remote, COMMITS), default=0) > found.line.head:
             return  # what was published since may need them: the next check tells
         for name in ours:
             await source.remote.delete(name)

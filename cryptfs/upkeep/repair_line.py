@@ -22,16 +22,17 @@ from cryptfs.format.metadata import (
     parse_part,
 )
 from cryptfs.format.names import (
+    CHECKPOINTS,
     COMMITS,
     NameKind,
     checkpoint_name,
     commit_name,
     pack_name,
-    parse_name,
 )
 from cryptfs.ids import ObjectKind
 from cryptfs.store.garbage import DeadObject, Garbage
 from cryptfs.sync.kept import KeptLine
+from cryptfs.sync.listing import listed_numbers
 from cryptfs.upkeep.check_commits import Broken, LineReport
 from cryptfs.upkeep.inventory import Checkable
 from cryptfs.upkeep.put_back import put_back, set_aside
@@ -162,7 +163,7 @@ class LineRepair:
             parts = {
                 one.epoch: one.parts for one in self._report.broken if one.kind is NameKind.COMMIT
             }
-            for epoch in await self._commits():
+            for epoch in await listed_numbers(self._source.remote, COMMITS):
                 if epoch > newest:
                     break
                 await self._delete_object(
@@ -174,21 +175,15 @@ class LineRepair:
         )
         return Step(sentence, run, deletes=True)
 
-    async def _commits(self) -> list[int]:
-        names = [parse_name(info.name) for info in await self._source.remote.list(COMMITS)]
-        return sorted(name.number for name in names if name is not None)
-
     async def _require_stand_in(self, newest: int) -> None:
         """Raises unless a whole checkpoint of that epoch or a later one is on the remote, and the
         commit of a later one.
         """
         remote, keys = self._source.remote, self._source.keys
-        commits = await self._commits()
+        commits = await listed_numbers(self._source.remote, COMMITS)
         if not commits or commits[-1] <= newest:
             raise CryptfsError(f"nothing was deleted: there is no commit behind epoch {newest} yet")
-        found = [parse_name(info.name) for info in await remote.list("checkpoints/")]
-        epochs = sorted((name.number for name in found if name is not None), reverse=True)
-        for epoch in epochs:
+        for epoch in reversed(await listed_numbers(remote, CHECKPOINTS)):
             if epoch < newest:
                 break
             try:

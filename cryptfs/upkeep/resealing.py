@@ -23,6 +23,7 @@ from cryptfs.format.names import (
     parse_name,
 )
 from cryptfs.store.garbage import FormerPacks, Garbage, Usage, read_former_packs
+from cryptfs.sync.listing import listed_numbers
 from cryptfs.sync.publish import Publisher
 from cryptfs.upkeep.gc_plan import MOST_MOVED_PACKS
 from cryptfs.upkeep.hits import find_hits, path_of
@@ -123,8 +124,8 @@ class Resealing:
         made where the ones of before would else stay for want of it.
         """
         remote, keys = self._source.remote, self._source.keys
-        commits = await self._epochs(COMMITS)
-        checkpoints = await self._epochs(CHECKPOINTS)
+        commits = await listed_numbers(remote, COMMITS) or [0]
+        checkpoints = await listed_numbers(remote, CHECKPOINTS) or [0]
         is_new = True
         for epoch, name, parse in (
             (min(commits), commit_name, parse_commit),
@@ -137,7 +138,3 @@ class Resealing:
         if not is_new and max(checkpoints) < self._source.progress.published_epoch:
             await publisher.checkpoint()
         return is_new
-
-    async def _epochs(self, prefix: str) -> list[int]:
-        names = [parse_name(info.name) for info in await self._source.remote.list(prefix)]
-        return [name.number for name in names if name is not None] or [0]
