@@ -10,6 +10,7 @@ All this is one transaction: whoever begins it commits it, or takes it back whol
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -173,8 +174,8 @@ class Rebase:
         That is so when two devices have what one made: one of them stepped back from an epoch
         that comes again, or was copied with its disk.
         """
-        for table, column in (("inode", 0), ("xattr", 0), ("extent", 0), ("dirent", 0)):
-            for id in {row[column] for row in batch.rows.get(table, ())}:
+        for table in TREE_TABLES:  # the inode, or the folder, is the first column of each
+            for id in {row[0] for row in batch.rows.get(table, ())}:
                 if id >> DEVICE_SHIFT in self._devices:
                     self._take_new_aside(mine, id)
         for row in batch.rows.get("pack", ()):
@@ -197,9 +198,7 @@ class Rebase:
             (id, WAITING),
         ):
             mine.links[parent, name] = inode
-        self._database.execute(
-            "DELETE FROM dirent WHERE (parent = ?1 OR inode = ?1) AND +since = ?2", (id, WAITING)
-        )
+        self.remove_waiting_links(id)
         self.remove_inode(id)
 
     def _make_way_for_pack(self, row: Row) -> None:
@@ -378,6 +377,12 @@ class Rebase:
             self._database.execute(f"DELETE FROM {table} WHERE inode = ?", (id,))
         self._database.execute("DELETE FROM inode WHERE id = ?", (id,))
 
+    def remove_waiting_links(self, id: int) -> None:
+        """Removes what waits of the names that lead to an inode, and of those in it."""
+        self._database.execute(
+            "DELETE FROM dirent WHERE (parent = ?1 OR inode = ?1) AND +since = ?2", (id, WAITING)
+        )
+
     def remove_link(self, link: tuple[int, bytes]) -> None:
         self._database.execute("DELETE FROM dirent WHERE parent = ? AND name = ?", link)
 
@@ -408,10 +413,10 @@ class Rebase:
             row = self.inode(id)
             if row is None:
                 continue
-            if row.mode & 0o170000 == 0o040000:
+            if stat.S_ISDIR(row.mode):
                 nlink = 2 + self._database.value(
                     "SELECT count(*) FROM dirent JOIN inode ON inode.id = dirent.inode "
-                    "WHERE parent = ? AND mode & 61440 = 16384",
+                    "WHERE parent = ? AND mode & 61440 = 16384",  # S_IFMT, S_IFDIR
                     (id,),
                 )
             else:

@@ -8,8 +8,8 @@ applied, and mine is put on top (``sync/replay.py``), in one transaction.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Final
 
@@ -129,31 +129,45 @@ class Follower:
 
     async def _at_an_instant(self, shared: int, arrived: list[Arrived], *, mounted: bool) -> Replay:
         replay = self._new_replay()
-        publication = self._progress.publication()
-        parts = [name for name, _, _ in self._progress.parts()]
 
         def exchange() -> None:
             self._progress.save()
-            try:
-                with self._database.alone():
-                    replay.begin(shared)
-                    for one in arrived:
-                        self._puller.apply(one, replay.make_way)
-                    replay.end()
-                    if mounted and replay.has_renumbered:
-                        raise CryptfsError(
-                            "another machine goes on from a copy of this device's state; unmount "
-                            "and mount again to bring both together, nothing is lost"
-                        )
-            except BaseException:
-                self._progress.reload()
-                raise
-            self._content.forget_counts()
-            replay.hand_over()
+            with self._exchanging(replay):
+                replay.begin(shared)
+                for one in arrived:
+                    self._puller.apply(one, replay.make_way)
+                replay.end()
+                if mounted and replay.has_renumbered:
+                    raise CryptfsError(
+                        "another machine goes on from a copy of this device's state; unmount "
+                        "and mount again to bring both together, nothing is lost"
+                    )
 
-        await self._settler.settle_all(exchange)
-        self._publisher.drop_files(publication, parts)
+        with self._dropping_publication():
+            await self._settler.settle_all(exchange)
         return replay
+
+    @contextmanager
+    def _exchanging(self, replay: Replay) -> Iterator[None]:
+        """The body does the whole replay, or nothing of it was done."""
+        try:
+            with self._database.alone():
+                yield
+        except BaseException:
+            self._progress.reload()
+            raise
+        self._content.forget_counts()
+        replay.hand_over()
+
+    @contextmanager
+    def _dropping_publication(self) -> Iterator[None]:
+        """The body makes durable that what was on its way is no publication any more: then its
+        files go.
+        """
+        publication = self._progress.publication()
+        parts = [name for name, _, _ in self._progress.parts()]
+        yield
+        self._publisher.drop_files(publication, parts)
 
     async def _replay_from_checkpoint(self, ahead: Ahead, *, mounted: bool) -> Followed:
         """As above, for a device that was away for so long that the commits it needs are gone."""
@@ -163,19 +177,11 @@ class Follower:
                 "unmount and mount again, nothing is lost"
             )
         replay = self._new_replay()
-        publication = self._progress.publication()
-        parts = [name for name, _, _ in self._progress.parts()]
-        await self._settler.settle_all(lambda: None)
-        try:
-            with self._database.alone():
+        with self._dropping_publication():
+            await self._settler.settle_all(lambda: None)
+            with self._exchanging(replay):
                 replay.begin(ahead.shared)
                 await self._puller.pull(ahead, replay.make_way)
                 replay.end()
-        except BaseException:
-            self._progress.reload()
-            raise
-        self._content.forget_counts()
-        replay.hand_over()
-        await self._settler.settle()
-        self._publisher.drop_files(publication, parts)
+            await self._settler.settle()
         return Followed(ahead.head, ahead.head - ahead.shared, conflicts=tuple(replay.conflicts))

@@ -123,9 +123,8 @@ class Replay:
             row = rebase.inode(id)
             if row is not None and not stat.S_ISDIR(row.mode):
                 self._held[id] = row
-                links = self._database.row("SELECT parent, name FROM dirent WHERE inode = ?", (id,))
-                if links is not None:
-                    self._held_names[id] = (links[0], links[1])
+                for link in self._tree.names_of(id)[:1]:
+                    self._held_names[id] = link
         self._mine = rebase.take_aside(shared, self._held)
         self._sides = Sides(rebase, self._mine)
         self._sides.read_base_and_mine()
@@ -208,9 +207,7 @@ class Replay:
         """Removes what mine made, and waits, in whose place something of theirs stands."""
         if not self._is_waiting(id):
             return
-        self._database.execute(
-            "DELETE FROM dirent WHERE (parent = ?1 OR inode = ?1) AND +since = ?2", (id, WAITING)
-        )
+        self._rebase.remove_waiting_links(id)
         if id not in self._held:
             self._rebase.remove_inode(id)
 
@@ -285,20 +282,10 @@ class Replay:
 
     def _note_conflicts(self, merged: Merged) -> None:
         for original, copy in merged.conflicts:
-            told = Conflict(self._path(original), self._path(copy))
+            told = Conflict(self._tree.path(original) or b"", self._tree.path(copy) or b"")
             self.conflicts.append(told)
             record = ConflictRecord(original, told.path, self._device_name, self._now_ns)
             put_conflict(self._tree, copy, record)
-
-    def _path(self, id: int) -> bytes:
-        names: list[bytes] = []
-        while id != ROOT_INODE:
-            row = self._database.row("SELECT parent, name FROM dirent WHERE inode = ?", (id,))
-            if row is None:
-                break
-            id = row[0]
-            names.append(row[1])
-        return b"/".join(reversed(names))
 
 
 class _Difference:
