@@ -325,9 +325,11 @@ class Filesystem:
     def _refuse_circle(self, moved: int, target: int) -> None:
         """Raises EINVAL if ``target`` is ``moved`` or lies below it."""
         above: int | None = target
-        while above is not None:
+        seen: set[int] = set()
+        while above is not None and above not in seen:
             if above == moved:
                 raise OSError(errno.EINVAL, "a directory cannot move into itself")
+            seen.add(above)  # a state that is damaged may have circles already
             above = self._tree.parent_of_directory(above)
 
     # -- attributes ------------------------------------------------------------------------

@@ -229,7 +229,9 @@ class Sides:
 
     def _climb(self, folder: int) -> None:
         """Reads the folders above one, as theirs has them."""
-        while folder != ROOT_INODE:
+        seen: set[int] = set()
+        while folder != ROOT_INODE and folder not in seen:
+            seen.add(folder)
             links = self._rebase.links_to(folder, waiting=False)
             if not links:
                 return

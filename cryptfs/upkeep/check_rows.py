@@ -77,6 +77,13 @@ _RULES: Final = (
         "WHERE mode & 0xf000 = 0x4000 AND nlink > 0 AND nlink <> 2 + coalesce(inner, 0)",
     ),
     _Rule(
+        "folder-in-two-places",
+        Severity.RISK,
+        "{count} folders have more than one name",
+        "SELECT dirent.inode FROM dirent JOIN inode ON id = dirent.inode "
+        "WHERE mode & 0xf000 = 0x4000 GROUP BY dirent.inode HAVING count(*) > 1",
+    ),
+    _Rule(
         "unreachable",
         Severity.LOSS,
         "{count} files cannot be reached from the top folder",

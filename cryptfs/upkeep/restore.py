@@ -156,6 +156,8 @@ class _Restore:
         self._on_progress = on_progress
         self._tally = _Tally()
         self._folders: list[Task] = []
+        # A folder has one name; with two, hostile rows would make a walk without end.
+        self._entered: set[int] = set()
         # Of files with several names: the one that is restored, None while there is none.
         self._first_names: dict[int, Way | None] = {}
         self._links: list[Task] = []
@@ -200,6 +202,11 @@ class _Restore:
             if not stat.S_ISDIR(inode.mode):
                 yield at, inode
                 continue
+            if inode.id in self._entered:
+                reason = "the vault has this folder in two places; restored at the other one only"
+                self._note(self._tally.failed, at, reason)
+                continue
+            self._entered.add(inode.id)
             if not self._make_folder(at, made, inode):
                 continue
             for _, name, child in self._source.tree.entries(inode.id):
@@ -221,10 +228,12 @@ class _Restore:
         if not way:
             return int(self._source.tree.totals()[1])
         waiting, total = [self._inode(way)], 0
+        entered: set[int] = set()
         while waiting:
             inode = waiting.pop()
             total += inode.size
-            if stat.S_ISDIR(inode.mode):
+            if stat.S_ISDIR(inode.mode) and inode.id not in entered:
+                entered.add(inode.id)
                 waiting += (child for _, _, child in self._source.tree.entries(inode.id))
         return total
 

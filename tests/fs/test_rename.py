@@ -137,6 +137,16 @@ async def test_a_folder_never_moves_into_itself(device: Device) -> None:
         assert await look(vault) == before
 
 
+async def test_a_circle_of_a_damaged_state_is_not_walked_for_ever(device: Device) -> None:
+    async with device.opened() as vault:
+        a = await make_folder(vault, b"a")
+        b = await make_folder(vault, b"b", a)
+        c = await make_folder(vault, b"c")
+        vault.view.database.execute("UPDATE dirent SET parent = ? WHERE inode = ?", (b, a))
+        await vault.fs.rename(ROOT_INODE, b"c", b, b"c")
+        assert vault.fs.parent(c) == b
+
+
 async def test_times_of_a_move(device: Device) -> None:
     async with device.opened() as vault:
         old = await make_folder(vault, b"old")

@@ -356,6 +356,11 @@ async def test_a_vault_that_went_back_is_found(full: Device) -> None:
         ("entry-without-folder", "UPDATE dirent SET parent = 5 WHERE name = x'656d707479'"),
         ("wrong-link-count", "UPDATE inode SET nlink = 7 WHERE mode & 0xf000 = 0x1000"),
         ("wrong-folder-links", "UPDATE inode SET nlink = 7 WHERE id = 1"),
+        (
+            "folder-in-two-places",
+            "INSERT INTO dirent SELECT parent, 9, x'61', inode, since FROM dirent "
+            "WHERE name = x'70686f746f73'",
+        ),
         ("unreachable", "UPDATE dirent SET parent = inode WHERE name = x'70686f746f73'"),
         ("attribute-without-inode", "UPDATE xattr SET inode = 5"),
     ],

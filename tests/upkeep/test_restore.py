@@ -372,6 +372,23 @@ async def test_no_name_leads_out(full: Device, tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "deep") == ["out"]
 
 
+@pytest.mark.parametrize("paths", [(), (b"photos",)])
+async def test_a_folder_within_itself_is_restored_once(
+    full: Device, tmp_path: Path, paths: tuple[bytes, ...]
+) -> None:
+    """Only who has the key can write such rows; the format's parser cannot see circles."""
+    async with viewing(full) as view:
+        photos = view.tree.inode_of_entry(1, b"photos")
+        assert photos is not None
+        view.database.execute(
+            "INSERT INTO dirent (parent, position, name, inode, since) VALUES (?1, 99, x'696e', ?1, 1)",
+            (photos.id,),
+        )
+        done = await restore(view, tmp_path / "out", paths)
+    assert [entry.path for entry in done.failed] == [b"photos/in"]
+    assert (tmp_path / "out/photos/2024").is_dir()
+
+
 # -- while it is mounted ---------------------------------------------------------------------
 
 
