@@ -246,8 +246,10 @@ class Filesystem:
         """Removes what was unlinked and still open when the last process ended."""
         for id in self._tree.orphans():
             self._tree.remove_orphan(id)
-            self.files.discard(id)
-            self._tree.remove_inode(id)
+            inode = self._tree.inode(id)
+            if inode is not None and inode.nlink == 0:  # what has a name is never removed
+                self.files.discard(id)
+                self._tree.remove_inode(id)
 
     # -- renaming --------------------------------------------------------------------------
 

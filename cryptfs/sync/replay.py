@@ -240,6 +240,10 @@ class Replay:
         for id, before in self._held.items():
             row = self._rebase.inode(id)
             link = self._held_names.get(id)
+            if row is not None and row.nlink and not before.nlink and id not in merged.absorbed:
+                # It lives again, so nobody may remove it any more when it is closed.
+                self._rebase.forget_nameless(id)
+                self._tell(partial(self._open_files.named, id))
             if row is None:
                 self._put_held(id, id, before)
                 self._leave_nameless(id, link)
@@ -256,9 +260,6 @@ class Replay:
                 self._leave_nameless(id, link)
             elif before.nlink and not row.nlink:  # another device has it open, too
                 self._leave_nameless(id, link)
-            elif not before.nlink and row.nlink:
-                self._rebase.forget_nameless(id)
-                self._tell(partial(self._open_files.named, id))
 
     def _is_seen_unchanged(self, id: int, row: InodeRow, before: InodeRow, merged: Merged) -> bool:
         if id in merged.from_mine or id not in self._mine.extents:

@@ -101,6 +101,27 @@ async def test_a_file_that_was_unlinked_while_open_was_changed_there(tmp_path: P
         assert await tree(laptop) == {"a": b"changed"}
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_file_that_lives_again_is_not_removed_by_who_had_it_open(
+    tmp_path: Path, restarts: bool
+) -> None:
+    async with fleet_with(tmp_path, writing(b"a", b"read on")) as fleet:
+        desk, laptop, _ = fleet.members
+        await laptop.open_file(find(laptop.vault, b"a").id)
+        await removing(b"a")(laptop.vault)
+        await writing(b"a", b"changed")(desk.vault)
+        await desk.publish()
+        await laptop.follow()
+        if restarts:
+            laptop.die()
+            await laptop.start()
+        else:
+            await laptop.open_file(find(laptop.vault, b"a").id)
+            await laptop.release_file(1)
+            await laptop.release_file(0)
+        assert await tree(laptop) == {"a": b"changed"}
+
+
 async def test_a_file_that_is_open_was_deleted_there(tmp_path: Path) -> None:
     async with fleet_with(tmp_path, writing(b"a", b"read on")) as fleet:
         desk, laptop, _ = fleet.members
