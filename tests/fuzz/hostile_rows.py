@@ -9,6 +9,7 @@ leaves the folder that is restored to, or ends in an exception that is not ours.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import resource
@@ -154,6 +155,7 @@ def _body(parent: bytes, **fields: Any) -> dict[str, Any]:
 def _template() -> Path:
     """A vault of one epoch, to be copied."""
     folder = Path(tempfile.mkdtemp(prefix="cryptfs-fuzz-"))
+    atexit.register(shutil.rmtree, folder)
     trio.run(make_vault, folder / "desk")
     return folder / "desk"
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:  # else they are loaded before they can be watched
 ALL: Final = "all"
 """The name for all targets in turn."""
 
+LONGEST_SECONDS: Final = 120
+"""An input that takes longer is a finding; not less, for machines that are busy."""
+
 
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
@@ -128,6 +131,7 @@ def _guided(atheris: Any, targets: Mapping[str, Target], options: argparse.Names
                 f"-max_total_time={int(options.minutes * 60)}",
                 f"-runs={options.runs}",
                 f"-seed={options.seed}",
+                f"-timeout={LONGEST_SECONDS}",
                 f"-max_len={MOST_BYTES}",
                 f"-artifact_prefix={found}/",
                 str(found),
