@@ -10,7 +10,7 @@ All this is one transaction: whoever begins it commits it, or takes it back whol
 
 from __future__ import annotations
 
-import stat
+import json
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -28,10 +28,25 @@ WAITING: Final = MAX_EPOCH + 1
 _NUMBERED: Final = ("inode", "chunk", "pack")
 """The tables of which each row has an id that a device gave it."""
 
-_INODE: Final = ", ".join([*TREE_TABLES["inode"][0], "since"])
+_INODE_COLUMNS: Final = [*TREE_TABLES["inode"][0], "since"]
+_INODE: Final = ", ".join(_INODE_COLUMNS)
+_NOW: Final = ", ".join(f"now.{column}" for column in _INODE_COLUMNS)
 
-_BASE: Final = "since <= :shared AND until > :shared"
-"""Of past rows: those that were current in the shared epoch."""
+BASE: Final = "+past.since <= :shared AND past.until > :shared"
+"""Of past rows, called ``past``: those that were current in the shared epoch. Not by the index on
+since, which would read all the past: what ended later is little."""
+
+CHANGED: Final = "since > :shared AND since < :waiting"
+"""Of rows of now: those that are newer than the shared epoch, and do not wait."""
+
+
+_LINKS: Final = (  # 61440 is S_IFMT, 16384 S_IFDIR
+    "CASE inode.mode & 61440 WHEN 16384 THEN 2 + (SELECT count(*) FROM dirent "
+    "JOIN inode AS child ON child.id = dirent.inode "
+    "WHERE dirent.parent = inode.id AND child.mode & 61440 = 16384) "
+    "ELSE (SELECT count(*) FROM dirent WHERE dirent.inode = inode.id) END"
+)
+"""How many links an inode has by its names."""
 
 
 @dataclass(slots=True)
@@ -50,6 +65,17 @@ class Mine:
     """Files of the shared epoch whose bytes changed."""
     extents: dict[int, dict[int, int]] = field(default_factory=dict)
     """Chunks of the files whose content may have to be written anew, whole."""
+
+
+@dataclass(slots=True)
+class Looked:
+    """An inode as the tables have it: all that is in them, whether it waits or not."""
+
+    row: InodeRow | None = None
+    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    links: list[tuple[int, bytes]] = field(default_factory=list)
+    waiting: list[tuple[int, bytes]] = field(default_factory=list)
+    """Those of its names that wait; ``links`` has the others."""
 
 
 class Rebase:
@@ -90,7 +116,7 @@ class Rebase:
         for table in _NUMBERED:
             run(
                 f"UPDATE {table} SET since = :waiting WHERE since > :shared "
-                f"AND id NOT IN (SELECT id FROM {table}_past WHERE {_BASE})",
+                f"AND id NOT IN (SELECT id FROM {table}_past AS past WHERE {BASE})",
                 shared,
             )
         new = "(SELECT id FROM inode WHERE since = :waiting)"
@@ -107,53 +133,56 @@ class Rebase:
 
     def _note_changes(self, mine: Mine) -> None:
         shared = mine.shared
-        for row in self._rows(f"SELECT id FROM inode_past WHERE {_BASE}", shared):
-            mine.inodes[row[0]] = self.inode(row[0])
-        since = "since > :shared AND since < :waiting"
+        for id, *row in self._rows(
+            f"SELECT past.id, {_NOW} FROM inode_past AS past LEFT JOIN inode AS now USING (id) "
+            f"WHERE {BASE}",
+            shared,
+        ):
+            mine.inodes[id] = None if row[0] is None else InodeRow._make(row)
         for parent, name, inode in self._rows(
-            f"SELECT parent, name, inode FROM dirent WHERE {since}", shared
+            f"SELECT parent, name, inode FROM dirent WHERE {CHANGED}", shared
         ):
             mine.links[parent, name] = inode
         for parent, name, inode in self._rows(
-            f"SELECT parent, name, inode FROM dirent_past WHERE {_BASE}", shared
+            f"SELECT parent, name, inode FROM dirent_past AS past WHERE {BASE}", shared
         ):
             mine.unlinked[parent, name] = inode
-        for inode, name in self._rows(f"SELECT inode, name FROM xattr_past WHERE {_BASE}", shared):
+        for inode, name in self._rows(
+            f"SELECT inode, name FROM xattr_past AS past WHERE {BASE}", shared
+        ):
             mine.xattrs.setdefault(inode, {})[name] = None
         for inode, name, value in self._rows(
-            f"SELECT inode, name, value FROM xattr WHERE {since}", shared
+            f"SELECT inode, name, value FROM xattr WHERE {CHANGED}", shared
         ):
             mine.xattrs.setdefault(inode, {})[name] = value
         for sql in (
-            f"SELECT DISTINCT inode FROM extent_past WHERE {_BASE}",
-            f"SELECT DISTINCT inode FROM extent WHERE {since}",
+            f"SELECT DISTINCT inode FROM extent_past AS past WHERE {BASE}",
+            f"SELECT DISTINCT inode FROM extent WHERE {CHANGED}",
             "SELECT past.id FROM inode_past AS past JOIN inode ON inode.id = past.id "
-            "WHERE past.since <= :shared AND past.until > :shared AND past.size <> inode.size",
+            f"WHERE {BASE} AND past.size <> inode.size",
         ):
             mine.rewritten |= {row[0] for row in self._rows(sql, shared)}
         mine.rewritten -= {id for id, row in mine.inodes.items() if row is None}
 
     def _note_contents(self, mine: Mine, held: Iterable[int]) -> None:
+        """Keeps the chunks of inodes that do not wait in the tables, as mine has them."""
         wanted = {*mine.rewritten, *mine.xattrs, *mine.links.values(), *held}
-        for inode in wanted:
-            if mine.inodes.get(inode, inode) is not None:
-                self._note_content(mine, inode)
-
-    def _note_content(self, mine: Mine, inode: int) -> None:
-        """Keeps the chunks of an inode that does not wait in the tables, as mine has them."""
-        row = self.inode(inode)
-        if row is None or row.since == WAITING:
-            return
-        mine.extents[inode] = self.extents(inode)
+        for id, since in self._each(wanted, "id, since", "inode", "id"):
+            if since != WAITING:
+                mine.extents[id] = {}
+        for id, idx, chunk in self._each(wanted, "inode, idx, chunk", "extent", "inode"):
+            if id in mine.extents:
+                mine.extents[id][idx] = chunk
 
     def _restore(self, shared: int) -> None:
         # Only now may a row that goes leave no trace: what is newer was never published.
         self._progress.open_at(shared + 1)
         for table in (*TREE_TABLES, *STEPPED_BACK):
             columns = ", ".join([*(TREE_TABLES | PLACE_TABLES)[table][0], "since"])
-            self._execute(f"DELETE FROM {table} WHERE since > :shared AND since < :waiting", shared)
+            self._execute(f"DELETE FROM {table} WHERE {CHANGED}", shared)
             self._execute(
-                f"INSERT INTO {table} SELECT {columns} FROM {table}_past WHERE {_BASE}", shared
+                f"INSERT INTO {table} SELECT {columns} FROM {table}_past AS past WHERE {BASE}",
+                shared,
             )
             self._execute(f"DELETE FROM {table}_past WHERE until > :shared", shared)
 
@@ -240,6 +269,31 @@ class Rebase:
 
     # -- looking ---------------------------------------------------------------------------
 
+    def _each(self, ids: Iterable[int], columns: str, table: str, key: str) -> Iterator[Row]:
+        """Yields the rows of a table whose ``key`` is one of ``ids``: one statement for all."""
+        return self._database.rows(
+            f"SELECT {columns} FROM (SELECT value AS wanted FROM json_each(?)) "
+            f"CROSS JOIN {table} ON {table}.{key} = wanted",
+            (json.dumps(list(ids)),),
+        )
+
+    def inodes(self, ids: Iterable[int]) -> Iterator[InodeRow]:
+        """Yields the rows of those of the inodes that are there."""
+        return map(InodeRow._make, self._each(ids, _INODE, "inode", "id"))
+
+    def look(self, ids: Collection[int]) -> dict[int, Looked]:
+        """Returns for each of the inodes what there is of it."""
+        found = {id: Looked() for id in ids}
+        for row in self.inodes(ids):
+            found[row.id].row = row
+        for id, name, value in self._each(ids, "inode, name, xattr.value", "xattr", "inode"):
+            found[id].xattrs[name] = value
+        for id, parent, name, since in self._each(
+            ids, "inode, parent, name, since", "dirent", "inode"
+        ):
+            (found[id].waiting if since == WAITING else found[id].links).append((parent, name))
+        return found
+
     def inode(self, id: int) -> InodeRow | None:
         row = self._database.row(f"SELECT {_INODE} FROM inode WHERE id = ?", (id,))
         return None if row is None else InodeRow._make(row)
@@ -274,13 +328,13 @@ class Rebase:
             self._database.rows("SELECT name, inode FROM dirent WHERE parent = ?", (folder,))
         )
 
-    def new_files(self, folder: int, shared: int, size: int) -> list[tuple[bytes, int]]:
-        """Returns the files of ``size`` that others put into the folder since ``shared``."""
+    def new_files(self, folder: int, shared: int) -> list[tuple[bytes, int, int]]:
+        """Returns name, inode and size of what others put into the folder since ``shared``."""
         return list(
             self._database.rows(
-                "SELECT name, dirent.inode FROM dirent JOIN inode ON inode.id = dirent.inode "
-                "WHERE parent = ? AND size = ? AND +dirent.since > ? AND +dirent.since < ?",
-                (folder, size, shared, WAITING),
+                "SELECT name, dirent.inode, size FROM dirent JOIN inode ON inode.id = dirent.inode "
+                "WHERE parent = ? AND +dirent.since > ? AND +dirent.since < ?",
+                (folder, shared, WAITING),
             )
         )
 
@@ -291,12 +345,6 @@ class Rebase:
             known = self._database.value("SELECT digest FROM chunk WHERE id = ?", (extents[idx],))
             digest.update(b"%d %s" % (idx, known or b"%d" % extents[idx]))
         return digest.digest()
-
-    def seems_rewritten(self, base: InodeRow) -> bool:
-        """Whether others changed the bytes of a file since it was ``base``, as far as its size and
-        times tell."""
-        row = self.inode(base.id)
-        return row is not None and (row.size, row.mtime_ns) != (base.size, base.mtime_ns)
 
     # -- putting on top --------------------------------------------------------------------
 
@@ -409,17 +457,9 @@ class Rebase:
 
     def count_links(self, ids: Collection[int]) -> None:
         """Sets the link counts of inodes to what the tables hold."""
-        for id in ids:
-            row = self.inode(id)
-            if row is None:
-                continue
-            if stat.S_ISDIR(row.mode):
-                nlink = 2 + self._database.value(
-                    "SELECT count(*) FROM dirent JOIN inode ON inode.id = dirent.inode "
-                    "WHERE parent = ? AND mode & 61440 = 16384",  # S_IFMT, S_IFDIR
-                    (id,),
-                )
-            else:
-                nlink = self._database.value("SELECT count(*) FROM dirent WHERE inode = ?", (id,))
-            if nlink != row.nlink:
-                self.put_inode(row._replace(nlink=nlink))
+        counted = (
+            (InodeRow._make(row), nlink)
+            for nlink, *row in self._each(ids, f"{_LINKS}, {_INODE}", "inode", "id")
+        )
+        for row in [row._replace(nlink=nlink) for row, nlink in counted if row.nlink != nlink]:
+            self.put_inode(row)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
 Link: TypeAlias = tuple[int, bytes]
@@ -128,7 +129,7 @@ class _Merging:
         self._my_names = _names(mine.links)
         self._removed_folders: set[int] = set()
         self._from_mine: set[int] = set()
-        self._copies: list[Copy] = []
+        self._copies: dict[int, Copy] = {}
         self._unnamed: list[Copy] = []  # those of them whose name is to be found
         self._conflicts: list[Conflict] = []
         self._absorbed: dict[int, int] = {}
@@ -138,7 +139,7 @@ class _Merging:
         return Merged(
             Side(self._nodes, self._links),
             frozenset(self._from_mine),
-            tuple(self._copies),
+            tuple(self._copies.values()),
             tuple(self._conflicts),
             self._absorbed,
         )
@@ -182,7 +183,7 @@ class _Merging:
     def _keep_copy(self, original: int, mine: Node) -> int:
         """Keeps what mine has of an inode beside what theirs has of it."""
         copy = Copy(self._new_id(), original)
-        self._copies.append(copy)
+        self._copies[copy.id] = copy
         self._nodes[copy.id] = mine
         return copy.id
 
@@ -329,15 +330,12 @@ class _Merging:
         if there is None:
             self._links[link] = id
         elif there != id and not self._absorb(id, there) and not self._is_beside(link, id):
-            twin = self._find_equal(link[0], self._nodes[id]) if self._is_copy(id) else None
+            twin = self._find_equal(link[0], self._nodes[id]) if id in self._copies else None
             if twin is not None:
                 self._absorb(id, twin)
                 return
             self._links[self._conflict_link(link)] = id
             self._conflicts.append(Conflict(there, id))
-
-    def _is_copy(self, id: int) -> bool:
-        return any(copy.id == id for copy in self._copies)
 
     def _is_beside(self, link: Link, id: int) -> bool:
         """Whether theirs gave an inode another name in that folder: so did who replayed this."""
@@ -356,8 +354,7 @@ class _Merging:
         self._nodes[there] = _unite(None, theirs, mine, theirs.content)
         del self._nodes[id]
         self._from_mine.discard(id)
-        if self._is_copy(id):
-            self._copies = [copy for copy in self._copies if copy.id != id]
+        if self._copies.pop(id, None) is not None:
             for other in [other for other, stands in self._absorbed.items() if stands == id]:
                 self._absorbed[other] = there
         elif len(self._my_names[id]) == 1:
@@ -374,33 +371,34 @@ class _Merging:
 
     def name_copies(self) -> None:
         """Gives what was changed on both sides its second name, beside the first."""
+        names = _names(self._links)
         for copy in self._unnamed:
-            link = self._name_of(copy.original)
+            link = self._name_of(copy.original, names)
             if self._find_equal(link[0], self._nodes[copy.id]) is not None:
                 # Another device replayed the same change before us.
                 del self._nodes[copy.id]
-                self._copies.remove(copy)
+                del self._copies[copy.id]
                 continue
             self._links[self._conflict_link(link)] = copy.id
             self._conflicts.append(Conflict(copy.original, copy.id))
 
-    def _name_of(self, id: int) -> Link:
+    def _name_of(self, id: int, names: Mapping[int, set[Link]]) -> Link:
         """Returns the name of an inode by now, preferably one that mine knows."""
-        names = [link for link, other in self._links.items() if other == id]
-        known = [link for link in names if link in self._my_names.get(id, ())]
-        return min(known or names)
+        return min(names[id] & self._my_names.get(id, set()) or names[id])
 
     def _find_equal(self, folder: int, node: Node) -> int | None:
         """Returns what theirs made since base in the folder, with the same content as ``node``."""
-        for link, id in self._theirs.links.items():
-            if link[0] == folder and id not in self._base.nodes:
-                theirs = self._theirs.nodes.get(id)
-                if theirs is not None and (theirs.kind, theirs.content) == (
-                    node.kind,
-                    node.content,
-                ):
-                    return id
-        return None
+        return self._made_by_them.get((folder, node.kind, node.content))
+
+    @cached_property
+    def _made_by_them(self) -> dict[tuple[int, int, object], int]:
+        """What theirs made since base, by folder, type and content."""
+        made: dict[tuple[int, int, object], int] = {}
+        for (folder, _), id in self._theirs.links.items():
+            theirs = self._theirs.nodes.get(id)
+            if theirs is not None and id not in self._base.nodes:
+                made.setdefault((folder, theirs.kind, theirs.content), id)
+        return made
 
 
 def _names(links: Mapping[Link, int]) -> dict[int, set[Link]]:

@@ -14,7 +14,7 @@ here waits for anything but the settle that makes all of it durable at once.
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -23,9 +23,9 @@ from cryptfs.format.conflict_name import conflict_name
 from cryptfs.format.rows import InodeRow, RowBatch
 from cryptfs.ids import ROOT_INODE, ClockNs
 from cryptfs.store.conflicts import ConflictRecord, put_conflict
-from cryptfs.store.database import Database
+from cryptfs.store.database import Database, Row
 from cryptfs.store.progress import Progress
-from cryptfs.store.rebase import WAITING, Mine, Rebase
+from cryptfs.store.rebase import BASE, CHANGED, WAITING, Mine, Rebase
 from cryptfs.store.tree import Tree
 from cryptfs.sync.merge import Link, Merged, Node, merge
 from cryptfs.sync.sides import Sides
@@ -147,7 +147,7 @@ class Replay:
         self._write(merged)
         self._count_links(merged)
         # Before what waits is dated: that did not change for anybody here.
-        self.touched = _Difference(self._database, self._mine, merged).touched()
+        self.touched = _Difference(self._database, self._rebase, self._mine, merged).touched()
         rebase.date_waiting()
         self._keep_held(merged)
         rebase.bring_back_places()
@@ -292,75 +292,69 @@ class Replay:
 class _Difference:
     """Compares the tables with what they held before: mine on top of the shared epoch."""
 
-    def __init__(self, database: Database, mine: Mine, merged: Merged):
-        self._database, self._mine, self._merged = database, mine, merged
+    def __init__(self, database: Database, rebase: Rebase, mine: Mine, merged: Merged):
+        self._database, self._rebase = database, rebase
+        self._mine, self._merged = mine, merged
 
     def touched(self) -> Touched:
-        mine = self._mine
-        links = {(row[0], row[1]) for row in self._changed("parent, name", "dirent")}
-        links |= mine.links.keys() | mine.unlinked.keys()
-        inodes = {row[0] for row in self._changed("id", "inode")} | mine.inodes.keys()
-        files = {row[0] for row in self._changed("inode", "extent")}
-        resized = {id for id in inodes if self._is_resized(id)}
-        return Touched(
-            frozenset(link for link in links if self._before(link) != self._after(link)),
-            frozenset(id for id in inodes if self._is_changed(id)),
-            frozenset((files | resized) - self._merged.from_mine),
-        )
+        attributes, resized = self._changed_inodes()
+        rewritten = (self._changed_files() | resized) - self._merged.from_mine
+        return Touched(self._changed_entries(), frozenset(attributes), frozenset(rewritten))
 
-    def _changed(self, columns: str, table: str) -> Iterable[tuple[int, bytes]]:
-        parameters = {"shared": self._mine.shared, "waiting": WAITING}
-        yield from self._database.rows(
-            f"SELECT {columns} FROM {table} WHERE since > :shared AND since < :waiting", parameters
-        )
-        yield from self._database.rows(
-            f"SELECT {columns} FROM {table}_past WHERE until > :shared AND since <= :shared",
-            parameters,
-        )
+    def _rows(self, sql: str) -> Iterator[Row]:
+        return self._database.rows(sql, {"shared": self._mine.shared, "waiting": WAITING})
 
-    def _before(self, link: Link) -> int | None:
-        if link in self._mine.links:
-            return self._mine.links[link]
-        if link in self._mine.unlinked:
-            return None
-        shared = self._mine.shared
-        for table, condition in (("dirent", ""), ("dirent_past", f" AND until > {shared}")):
-            inode: int | None = self._database.value(
-                f"SELECT inode FROM {table} WHERE parent = ? AND name = ? AND +since <= ?"
-                f"{condition}",
-                (*link, shared),
-            )
-            if inode is not None:
-                return inode
-        return None
+    def _changed_entries(self) -> frozenset[Link]:
+        """Returns the names that came, went or lead elsewhere."""
+        before: dict[Link, int | None] = {}
+        after: dict[Link, int | None] = {}
+        for parent, name, inode in self._rows(
+            f"SELECT parent, name, inode FROM dirent WHERE {CHANGED}"
+        ):
+            after[parent, name] = inode
+        for parent, name, was, inode in self._rows(
+            "SELECT past.parent, past.name, past.inode, now.inode FROM dirent_past AS past "
+            f"LEFT JOIN dirent AS now USING (parent, name) WHERE {BASE}"
+        ):
+            before[parent, name], after[parent, name] = was, inode
+        before |= dict.fromkeys(self._mine.unlinked)
+        before |= self._mine.links
+        for link in before.keys() - after.keys():  # which only mine had changed
+            entry = self._rebase.entry(link)
+            after[link] = None if entry is None else entry[0]
+        return frozenset(link for link, inode in after.items() if before.get(link) != inode)
 
-    def _after(self, link: Link) -> int | None:
-        inode: int | None = self._database.value(
-            "SELECT inode FROM dirent WHERE parent = ? AND name = ?", link
-        )
-        return inode
+    def _changed_inodes(self) -> tuple[set[int], set[int]]:
+        """Returns those inodes, of them that were there and are, that differ, and whose size
+        does.
+        """
+        changed, resized = set(), set()
+        for before, after in self._inode_pairs():
+            if before[:-1] != after[:-1]:
+                changed.add(after.id)
+            if before.size != after.size:
+                resized.add(after.id)
+        return changed, resized
 
-    def _inode_before(self, id: int) -> tuple[object, ...] | None:
-        if id in self._mine.inodes:
-            row = self._mine.inodes[id]
-            return None if row is None else row[:-1]
-        shared = self._mine.shared
-        for table, condition in (("inode", ""), ("inode_past", f" AND until > {shared}")):
-            found = self._database.row(
-                f"SELECT * FROM {table} WHERE id = ? AND since <= ?{condition}", (id, shared)
-            )
-            if found is not None:
-                return tuple(found[:12])
-        return None
+    def _inode_pairs(self) -> Iterator[tuple[InodeRow, InodeRow]]:
+        """Yields each inode that may have changed, as it was and as it is."""
+        mine, width = self._mine.inodes, len(InodeRow._fields)
+        columns = [f"{table}.{name}" for table in ("past", "now") for name in InodeRow._fields]
+        for row in self._rows(
+            f"SELECT {', '.join(columns)} FROM inode_past AS past JOIN inode AS now USING (id) "
+            f"WHERE {BASE}"
+        ):
+            if row[0] not in mine:
+                yield InodeRow._make(row[:width]), InodeRow._make(row[width:])
+        for after in self._rebase.inodes(mine):
+            before = mine[after.id]
+            if before is not None:
+                yield before, after
 
-    def _inode_after(self, id: int) -> tuple[object, ...] | None:
-        row = self._database.row("SELECT * FROM inode WHERE id = ?", (id,))
-        return None if row is None else tuple(row[:12])
-
-    def _is_changed(self, id: int) -> bool:
-        before, after = self._inode_before(id), self._inode_after(id)
-        return before is not None and after is not None and before != after
-
-    def _is_resized(self, id: int) -> bool:
-        before, after = self._inode_before(id), self._inode_after(id)
-        return before is not None and after is not None and before[6] != after[6]
+    def _changed_files(self) -> set[int]:
+        """Returns the files of which a chunk is another."""
+        return {
+            row[0]
+            for source in (f"extent WHERE {CHANGED}", f"extent_past AS past WHERE {BASE}")
+            for row in self._rows(f"SELECT DISTINCT inode FROM {source}")
+        }

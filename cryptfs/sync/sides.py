@@ -6,13 +6,19 @@ The tables hold one side at a time: the shared epoch first, and what others made
 
 from __future__ import annotations
 
+import itertools
 import stat
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Final
 
 from cryptfs.format.rows import InodeRow
 from cryptfs.ids import ROOT_INODE
-from cryptfs.store.rebase import WAITING, Mine, Rebase
+from cryptfs.store.rebase import WAITING, Looked, Mine, Rebase
 from cryptfs.sync.merge import Attributes, Link, Node, Side
+
+_AT_ONCE: Final = 1000
+"""So many inodes are read with one statement for each table."""
 
 
 class Sides:
@@ -27,6 +33,7 @@ class Sides:
         self._their_nodes: dict[int, Node] = {}
         self._their_links: dict[Link, int] = {}
         self._my_names: dict[int, list[Link]] = {}
+        self._placed: dict[int, list[tuple[Link, int]]] = {}  # what mine put into a folder
         self._read: set[int] = set()
         self.base_rows: dict[int, InodeRow] = {}
         self.my_rows: dict[int, InodeRow] = {}
@@ -55,28 +62,32 @@ class Sides:
             *mine.unlinked.values(), *(folder for folder, _ in mine.links),
         }  # fmt: skip
         while changed:
-            id = changed.pop()
-            self._read_one(id)
-            changed |= {folder for folder, _ in self._names_in_mine(id)} - self._read
+            folders = set()
+            for id, found in self._look(changed):
+                self._read_one(id, found)
+                folders |= {folder for folder, _ in self._names_in_mine(id, found)}
+            changed = folders - self._read
 
-    def _names_in_mine(self, id: int) -> list[Link]:
+    def _look(self, ids: Iterable[int]) -> Iterator[tuple[int, Looked]]:
+        """Yields what the tables hold of each inode, and asks for many at once."""
+        waiting = iter(ids)
+        while some := list(itertools.islice(waiting, _AT_ONCE)):
+            yield from self._rebase.look(some).items()
+
+    def _names_in_mine(self, id: int, found: Looked) -> list[Link]:
         unlinked = self._mine.unlinked
-        kept = [
-            link for link in self._rebase.links_to(id, waiting=False) if unlinked.get(link) != id
-        ]
-        waiting = self._rebase.links_to(id, waiting=True)
-        return [*kept, *waiting, *self._my_names.get(id, ())]
+        kept = [link for link in found.links if unlinked.get(link) != id]
+        return [*kept, *found.waiting, *self._my_names.get(id, ())]
 
-    def _read_one(self, id: int) -> None:
+    def _read_one(self, id: int, found: Looked) -> None:
         if id in self._read:
             return
         self._read.add(id)
-        row = self._rebase.inode(id)
-        xattrs = self._rebase.xattrs(id)
+        row, xattrs = found.row, dict(found.xattrs)
         is_waiting = row is not None and row.since == WAITING
         if row is not None and not is_waiting:
             self.base_rows[id] = row
-            links = self._rebase.links_to(id, waiting=False)
+            links = found.links
             if links or id == ROOT_INODE:
                 self._base_nodes[id] = _node(row, xattrs, self._content_of_base(row))
                 self._base_links |= dict.fromkeys(links, id)
@@ -84,7 +95,7 @@ class Sides:
         if own is None:
             return
         self.my_rows[id] = own
-        links = self._names_in_mine(id)
+        links = self._names_in_mine(id, found)
         if links or id == ROOT_INODE:
             for name, value in self._mine.xattrs.get(id, {}).items():
                 if value is None:
@@ -109,8 +120,10 @@ class Sides:
     def read_theirs(self) -> None:
         """To be called while the tables hold what others published."""
         self._read_taken_aside()
-        for id in {*self._base_nodes, *self._my_nodes}:
-            self._read_theirs(id)
+        for link, id in self._mine.links.items():
+            self._placed.setdefault(link[0], []).append((link, id))
+        for id, found in self._look({*self._base_nodes, *self._my_nodes}):
+            self._read_theirs(id, found)
         for link, id in list(self._my_links.items()):
             self._meet(link, link, id)
         for id, node in self._base_nodes.items():
@@ -147,15 +160,12 @@ class Sides:
             self._my_links[link] = id
             self._read_new(link[0])
 
-    def _read_theirs(self, id: int) -> None:
-        row = self._rebase.inode(id)
-        if row is None or row.since == WAITING:
+    def _read_theirs(self, id: int, found: Looked) -> None:
+        row = found.row
+        if row is None or row.since == WAITING or not (found.links or id == ROOT_INODE):
             return
-        links = self._rebase.links_to(id, waiting=False)
-        if not links and id != ROOT_INODE:
-            return
-        self._their_nodes[id] = _node(row, self._rebase.xattrs(id), self._content_of_theirs(row))
-        self._their_links |= dict.fromkeys(links, id)
+        self._their_nodes[id] = _node(row, found.xattrs, self._content_of_theirs(row))
+        self._their_links |= dict.fromkeys(found.links, id)
 
     def _content_of_theirs(self, row: InodeRow) -> object:
         base = self.base_rows.get(row.id)
@@ -165,7 +175,8 @@ class Sides:
             if base is None and row.id in self._my_nodes:
                 self._fingerprint_mine(row.id)
             return self._rebase.fingerprint(row.size, self._rebase.extents(row.id))
-        is_rewritten = self._rebase.seems_rewritten(base)
+        # As far as size and time tell, which is enough where mine has not changed the bytes.
+        is_rewritten = (row.size, row.mtime_ns) != (base.size, base.mtime_ns)
         return _plain_content(row, "theirs" if is_rewritten else "base")
 
     def _fingerprint_mine(self, id: int) -> None:
@@ -200,13 +211,13 @@ class Sides:
         if self._my_nodes[id].is_folder and self._their_nodes[other].is_folder:
             for child_link, child in self._children_in_mine(id):
                 self._my_links[child_link] = child
-                self._read_one(child)
+                for _, found in self._look([child]):
+                    self._read_one(child, found)
                 self._meet(child_link, (other, child_link[1]), child)
 
     def _children_in_mine(self, folder: int) -> list[tuple[Link, int]]:
         waiting = [((folder, name), child) for name, child in self._rebase.entries(folder)]
-        placed = [(link, id) for link, id in self._mine.links.items() if link[0] == folder]
-        return waiting + placed
+        return waiting + self._placed.get(folder, [])
 
     def _look_for_copies(self) -> None:
         """Reads the files that may be copies of what mine changed, made by another device."""
@@ -215,13 +226,16 @@ class Sides:
             for (folder, _), id in links.items():
                 folders.setdefault(id, set()).add(folder)
         on_all_sides = self._base_nodes.keys() & self._my_nodes.keys() & self._their_nodes.keys()
+        sizes: dict[int, set[int]] = {}  # by folder: each is read once
         for id in self._mine.rewritten & on_all_sides:
             known = (self._base_nodes[id].content, self._my_nodes[id].content)
             if self._their_nodes[id].content not in known:
-                size = self.my_rows[id].size
                 for folder in folders[id]:
-                    for name, other in self._rebase.new_files(folder, self._mine.shared, size):
-                        self._note_theirs((folder, name), other)
+                    sizes.setdefault(folder, set()).add(self.my_rows[id].size)
+        for folder, wanted in sizes.items():
+            for name, other, size in self._rebase.new_files(folder, self._mine.shared):
+                if size in wanted:
+                    self._note_theirs((folder, name), other)
 
     def _is_moved(self, link: Link, id: int) -> bool:
         node = self._base_nodes.get(id)
