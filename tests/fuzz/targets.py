@@ -49,7 +49,7 @@ from cryptfs.remote.gdrive_wire import (
     parse_file,
 )
 from cryptfs.remote.http import retry_after
-from cryptfs.remote.s3 import _Page
+from cryptfs.remote.s3_listing import Page
 from cryptfs.remote.webdav_listing import entries_of
 from cryptfs.remote.xml_records import BadXml, RecordReader
 from tests.fuzz.hostile_rows import sealed, sealed_seeds
@@ -206,7 +206,7 @@ def webdav(data: bytes) -> None:
 
 def s3(data: bytes) -> None:
     reader = RecordReader("ListBucketResult", namespaces=False)
-    page = _Page("vault/packs/", "vault/")
+    page = Page("vault/packs/", "vault/")
     try:
         for block in _blocks(data):
             page.take(reader.feed(block))
