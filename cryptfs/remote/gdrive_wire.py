@@ -38,6 +38,7 @@ from cryptfs.errors import (
 from cryptfs.remote.base import MAX_GET
 from cryptfs.remote.gdrive_account import HOST, Endpoints, Tokens, printable, read_login
 from cryptfs.remote.http import (
+    is_web_page,
     network_errors,
     new_client,
     parse_json,
@@ -100,7 +101,7 @@ class Answer:
 
     @property
     def is_html(self) -> bool:
-        return "html" in self.headers.get("Content-Type", "").lower()
+        return is_web_page(self.headers)
 
     def json(self) -> dict[str, Any]:
         """The result. Raises what an error means, also one that comes with status 200."""

@@ -166,6 +166,16 @@ async def body_of(response: httpx.Response) -> AsyncIterator[AsyncIterator[bytes
                 pass
 
 
+def is_web_page(headers: httpx.Headers) -> bool:
+    """Whether the answer with these headers is a web page: no server labels an object as one."""
+    return "html" in headers.get("Content-Type", "").lower()
+
+
+def cut_short(name: str, size_bytes: int) -> IntegrityError:
+    """Returns the error for an object of which only so much is there."""
+    return IntegrityError(f"{name} is cut short: {size_bytes} bytes")
+
+
 def size_of(source: Source) -> int:
     """Returns a source's size in bytes."""
     return source.stat().st_size if isinstance(source, Path) else len(source)

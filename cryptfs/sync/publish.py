@@ -20,10 +20,9 @@ An object is confirmed when ``create`` returned: what that takes is the remote's
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -32,15 +31,7 @@ import trio
 from cryptfs.concurrency import open_nursery
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.errors import CryptfsError, EpochTaken, ObjectExists, ObjectNotFound, OutOfSpace
-from cryptfs.format.metadata import (
-    Envelope,
-    PartRef,
-    encode_checkpoint,
-    encode_commit,
-    encode_part,
-    object_digest,
-    part_ref,
-)
+from cryptfs.format.metadata import object_digest
 from cryptfs.format.names import (
     CHECKPOINTS,
     COMMITS,
@@ -49,16 +40,15 @@ from cryptfs.format.names import (
     commit_name,
     pack_name,
 )
-from cryptfs.format.rows import EpochRow, RowBatch
 from cryptfs.fs.settle import Settler
-from cryptfs.ids import ClockNs, ObjectKind, RandomBytes
+from cryptfs.ids import ClockNs, RandomBytes
 from cryptfs.remote.base import Remote
 from cryptfs.remote.flow import OnSent, heard_by
 from cryptfs.store.content import Content, SpooledPack
 from cryptfs.store.database import Database
-from cryptfs.store.exchange import checkpoint_batches, commit_batches
 from cryptfs.store.progress import Progress, Publication
-from cryptfs.store.spool import NAME_SIZE, Spool, spool_file, sync_folder
+from cryptfs.store.spool import Spool, spool_file
+from cryptfs.sync.build import Builder, write_durably
 from cryptfs.sync.listing import listed_numbers
 
 log = logging.getLogger(__name__)
@@ -119,7 +109,10 @@ class Publisher:
         clock_ns: ClockNs,
         random_bytes: RandomBytes,
     ):
-        self._database = database
+        self._builder = Builder(
+            database, progress, spool, keys, device_name=device_name, state_key=state_key,
+            random_bytes=random_bytes,
+        )  # fmt: skip
         self._progress = progress
         self._content = content
         self._spool = spool
@@ -127,9 +120,7 @@ class Publisher:
         self._remote = remote
         self._keys = keys
         self._device_name = device_name
-        self._state_key = state_key
         self._clock_ns = clock_ns
-        self._random_bytes = random_bytes
         self._lock = trio.Lock()
         self._upload_scope = trio.CancelScope()
         self._interrupted = False
@@ -310,59 +301,18 @@ class Publisher:
             "publication puts the changes of this device on top: cryptfs sync"
         )
 
-    # -- building --------------------------------------------------------------------------
+    # -- commits and checkpoints -----------------------------------------------------------
 
     async def _build(self, publication: Publication) -> Publication:
         """Writes the commit's objects into the spool and notes them; the caller settles."""
         epoch = publication.epoch
-        envelope = self._envelope(publication, self._progress.published_digest)
-        commit, parts = await trio.to_thread.run_sync(self._build_commit, epoch, envelope)
+        commit, parts = await self._builder.commit(publication)
         digest = object_digest(commit)
-        await trio.to_thread.run_sync(_write_durably, self._commit_file(epoch), commit)
+        await trio.to_thread.run_sync(write_durably, self._commit_file(epoch), commit)
         self._progress.note_built(
             epoch, digest, [(part.name, part.sha256, part.size) for part in parts]
         )
         return Publication(epoch, publication.time_ns, digest, refused=False)
-
-    def _build_commit(self, epoch: int, envelope: Envelope) -> tuple[bytes, list[PartRef]]:
-        """Returns the commit object; its parts are in the spool. Runs in a thread."""
-        snapshot = Database(self._database.path, self._state_key, read_only=True)
-        try:
-            last, parts = self._write_parts(
-                commit_batches(snapshot, epoch), ObjectKind.COMMIT, epoch
-            )
-        finally:
-            snapshot.close()
-        envelope = replace(envelope, parts=tuple(parts))
-        return encode_commit(envelope, last, self._keys, self._random_bytes), parts
-
-    def _write_parts(
-        self, batches: Iterator[RowBatch], of: ObjectKind, epoch: int
-    ) -> tuple[RowBatch, list[PartRef]]:
-        """Writes all batches but the last into the spool, one in memory at a time."""
-        parts: list[PartRef] = []
-        last = next(batches)
-        for batch in batches:
-            parts.append(self._write_part(last, of, epoch))
-            last = batch
-        return last, parts
-
-    def _write_part(self, batch: RowBatch, of: ObjectKind, epoch: int) -> PartRef:
-        name = self._random_bytes(NAME_SIZE)
-        data = encode_part(batch, name, self._keys, self._random_bytes, of=of, epoch=epoch)
-        _write_durably(spool_file(self._spool.folder, name), data)
-        return part_ref(name, data)
-
-    def _envelope(self, publication: Publication, parent: bytes) -> Envelope:
-        return Envelope(
-            epoch=publication.epoch,
-            time_ns=publication.time_ns,
-            device=self._progress.device,
-            device_name=self._device_name(),
-            parent=parent,
-            dedup=self._progress.dedup,
-            former_keys=tuple(key.digits for key in self._keys.former),
-        )
 
     def _keep_commit(self, epoch: int, commit: Path, parts: list[tuple[bytes, bytes, int]]) -> None:
         """For a thread."""
@@ -410,11 +360,7 @@ class Publisher:
 
     async def _checkpoint(self, publication: Publication) -> None:
         """Publishes the whole state of an epoch, for devices that come new."""
-        assert publication.digest is not None
-        envelope = self._envelope(publication, publication.digest)
-        data, parts = await trio.to_thread.run_sync(
-            self._build_checkpoint, publication.epoch, envelope
-        )
+        data, parts = await self._builder.checkpoint(publication)
         try:
             for part in parts:
                 await self._remote.create(
@@ -425,20 +371,6 @@ class Publisher:
         finally:
             for part in parts:
                 self._spool.remove(part.name)
-
-    def _build_checkpoint(self, epoch: int, envelope: Envelope) -> tuple[bytes, list[PartRef]]:
-        snapshot = Database(self._database.path, self._state_key, read_only=True)
-        try:
-            last, parts = self._write_parts(
-                checkpoint_batches(snapshot, epoch), ObjectKind.CHECKPOINT, epoch
-            )
-        finally:
-            snapshot.close()
-        envelope = replace(envelope, parts=tuple(parts))
-        if self._progress.published_epoch < epoch:
-            own = EpochRow(epoch, envelope.time_ns, envelope.device, envelope.parent)
-            last.rows.setdefault("epoch", []).append(own)
-        return encode_checkpoint(envelope, last, self._keys, self._random_bytes), parts
 
     # -- sending ---------------------------------------------------------------------------
 
@@ -524,19 +456,3 @@ class Publisher:
             log.warning("%s is damaged in the vault; it is sent again", stored.name)
             await self._remote.delete(stored.name)
             await self._remote.create(stored.name, stored.path)
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    """Both the bytes and the name: a row will say that the file is there."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise OutOfSpace(f"cannot write to {path.parent}: {error.strerror}") from error

@@ -14,15 +14,17 @@ import trio
 
 from cryptfs import daemon
 from cryptfs.control import Message, send_message
+from cryptfs.control_answers import Answers
+from cryptfs.sync.replay import Followed
 from tests.device import find
 from tests.fs import exchanging
 from tests.mount.mounting import content_of
 
 
-class ExchangingMount(daemon.Mount):
-    async def _do(self, request: Message, stream: trio.SocketStream) -> None:
+class ExchangingAnswers(Answers):
+    async def do(self, request: Message, stream: trio.SocketStream) -> None:
         if request.get("do") != "exchange":
-            await super()._do(request, stream)
+            await super().do(request, stream)
             return
         vault, name = self._vault, request["name"].encode()
         parent = find(vault, request["folder"].encode()).id
@@ -34,10 +36,10 @@ class ExchangingMount(daemon.Mount):
             exchange = exchanging.replace if request["what"] == "replace" else exchanging.make
             touched = exchange(vault, name, brought, parent)
         if request.get("tells", True):
-            await self._kernel.forget(touched)
+            await vault.on_followed(Followed(0, touched=touched))
         await send_message(stream, {"done": True, "numbers": bool(vault.fs.nodes)})
 
 
 if __name__ == "__main__":
-    daemon.Mount = ExchangingMount  # type: ignore[misc]
+    daemon.Answers = ExchangingAnswers  # type: ignore[attr-defined, misc]
     sys.exit(daemon.main())

@@ -11,7 +11,8 @@ import pytest
 import trio
 
 from cryptfs.remote.base import Remote
-from cryptfs.remote.s3 import S3Remote, parse_address
+from cryptfs.remote.s3 import S3Remote
+from cryptfs.remote.s3_address import parse_address
 from cryptfs.remote.webdav import WebDavRemote
 from cryptfs.remote.webdav_login import WebDavLogin
 from cryptfs.remote.webdav_login import parse_address as parse_webdav_address

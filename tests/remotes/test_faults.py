@@ -27,7 +27,7 @@ from cryptfs.remote.base import ObjectInfo, Remote
 from cryptfs.remote.gdrive import GoogleDriveRemote
 from cryptfs.remote.icloud.remote import ICloudRemote
 from cryptfs.remote.s3 import S3Remote
-from cryptfs.remote.s3 import parse_address as parse_s3_address
+from cryptfs.remote.s3_address import parse_address as parse_s3_address
 from cryptfs.remote.webdav import WebDavRemote
 from cryptfs.remote.webdav_login import WebDavLogin
 from cryptfs.remote.webdav_login import parse_address as parse_webdav_address

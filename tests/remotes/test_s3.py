@@ -27,7 +27,8 @@ from cryptfs.errors import (
     VaultUnreachable,
 )
 from cryptfs.remote.base import MAX_GET, ObjectInfo
-from cryptfs.remote.s3 import S3Remote, parse_address
+from cryptfs.remote.s3 import S3Remote
+from cryptfs.remote.s3_address import parse_address
 from cryptfs.remote.s3_keys import S3Keys, S3Profile, signed_get
 from tests.doubles.proxy import (
     LOSE_REPLY,

@@ -21,7 +21,8 @@ from cryptfs.remote.base import Remote
 from cryptfs.remote.gdrive import GoogleDriveRemote
 from cryptfs.remote.gdrive_account import save_login
 from cryptfs.remote.icloud.remote import ICloudRemote
-from cryptfs.remote.s3 import S3Remote, parse_address
+from cryptfs.remote.s3 import S3Remote
+from cryptfs.remote.s3_address import parse_address
 from cryptfs.remote.webdav import WebDavRemote
 from tests.doubles import gdrive, loopback
 from tests.doubles import proxy as proxies

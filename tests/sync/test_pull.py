@@ -512,7 +512,7 @@ async def test_a_checkpoint_of_changes_under_way_holds_its_own_epoch(
     async with device.opened(background=False) as vault:
         await write_file(vault, b"three", b"content")
         seen = await look(vault)
-        checkpoint = vault.publisher._build_checkpoint
+        checkpoint = vault.publisher._builder._checkpoint
 
         def change_first(*arguments: object) -> object:
             database: Database = vault.view.database
@@ -521,7 +521,7 @@ async def test_a_checkpoint_of_changes_under_way_holds_its_own_epoch(
             database.commit()
             return checkpoint(*arguments)  # type: ignore[arg-type]
 
-        vault.publisher._build_checkpoint = change_first  # type: ignore[method-assign]
+        vault.publisher._builder._checkpoint = change_first  # type: ignore[method-assign]
         await vault.publisher.publish()
     found, asked = await come_new(device, tmp_path / "second")
     assert checkpoint_name(3) in asked
@@ -538,7 +538,7 @@ async def test_a_checkpoint_that_could_not_be_sent_takes_nothing_away(
         def broken(*_: object) -> None:
             raise TemporaryFailure("the line is down")
 
-        vault.publisher._build_checkpoint = broken  # type: ignore[assignment,method-assign]
+        vault.publisher._builder._checkpoint = broken  # type: ignore[assignment,method-assign]
 
     async with device.opened(background=False) as vault:
         fail(vault)
