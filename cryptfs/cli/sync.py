@@ -8,7 +8,7 @@ import click
 import trio
 
 from cryptfs.cli.asking import SecretSource, secret_options
-from cryptfs.cli.display import format_size, progress_bar, say, show_json, warn
+from cryptfs.cli.display import progress_bar, say, show_json, unpublished_text, warn
 from cryptfs.cli.examples import examples
 from cryptfs.cli.limits import Limits, limit_options
 from cryptfs.cli.opening import opened_vault
@@ -77,7 +77,7 @@ def _set_paused(place: str, pause: bool) -> None:
         text = "it begins with the next mount" if pause else "the next mount syncs by itself again"
     else:
         status = mounted.ask({"do": "pause" if pause else "resume"})
-        text = unpublished_text(status)
+        text = unpublished_text(status["unpublished_bytes"], status["unpublished_changes"])
     say(f"Syncing {'is paused' if pause else 'goes on'}; {text}.")
 
 
@@ -109,20 +109,10 @@ def publish_mounted(mounted: Mounted) -> Message:
 
 
 async def _publish_unmounted(place: str, secret: SecretSource, limits: Limits) -> int:
-    async with opened_vault(place, secret, limits.treatment) as vault:
+    async with opened_vault(place, secret, limits.treatment, must_reach=True) as vault:
         with progress_bar("Publishing") as on_progress:
 
             def note(upload: Upload) -> None:
                 on_progress(upload.sent_bytes, upload.total_bytes)
 
             return await vault.follower.publish(note, mounted=False)
-
-
-def unpublished_text(status: Message) -> str:
-    """What is on this device only, in words."""
-    size_bytes = int(status.get("unpublished_bytes") or 0)
-    if size_bytes:
-        return f"{format_size(size_bytes)} are on this device only"
-    if status.get("unpublished_changes"):
-        return "changes of names and attributes are on this device only"
-    return "everything is published"

@@ -136,6 +136,29 @@ def test_a_vault_that_is_away_for_readers_only_is_told_in_the_same_words(machine
     machine.do("umount", machine.mountpoint)
 
 
+def test_a_vault_that_is_away_is_told_while_it_is_not_mounted(machine: Machine) -> None:
+    machine.mount()
+    machine.do("umount", machine.mountpoint)
+    away = machine.vault.rename(machine.folder / "away")
+    sync = ("sync", *machine.password, machine.vault)
+    said = machine.run(*sync)
+    assert (said.code, said.err.count("\n")) == (5, 1), said
+    assert "is its disk mounted? Nothing of this device waits" in said.err
+    assert machine.run(*sync, "--json").out == ""
+    away.rename(machine.vault)
+
+    machine.mount()
+    machine.do("sync", "--pause", machine.mountpoint)
+    (machine.mountpoint / "letter").write_bytes(os.urandom(5000))
+    machine.do("umount", machine.mountpoint)
+    machine.vault.rename(away)
+    said = machine.run(*sync)
+    assert (said.code, said.err.count("\n")) == (5, 1), said
+    assert "is its disk mounted? 4.9 KiB are on this device only" in said.err
+    away.rename(machine.vault)
+    assert "Everything is published, as epoch 2" in machine.do(*sync).err
+
+
 # -- limits ----------------------------------------------------------------------------------
 
 
