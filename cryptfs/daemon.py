@@ -330,11 +330,13 @@ class Mount:
         await send_message(stream, answer | {"done": True})
 
     def _limit(self, request: Message) -> None:
-        """Sets the limits that the request names; 0 lifts one."""
+        """Sets the limits that the request names, and how closely to look; 0 lifts a limit."""
         if (up := request.get("up")) is not None:
             self._remote.set_limit_up(int(up) or None)
         if (down := request.get("down")) is not None:
             self._remote.set_limit_down(int(down) or None)
+        if (verify := request.get("verify")) is not None:
+            self._remote.set_verify(Verify(verify))
 
     def status(self) -> Message:
         """What ``cryptfs status --json`` shows of a mounted vault."""
