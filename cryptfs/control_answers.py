@@ -7,6 +7,7 @@
 | ``{"do": "publish"}``                     | how far it is, again and again; the status |
 | ``{"do": "pause"}``, ``"resume"``         | the status                                 |
 | ``{"do": "limit", "up": …, "down": …}``   | the status; bytes a second, 0 for no limit |
+| ``{"do": "limit", "verify": …}``          | the status; how closely uploads are read   |
 | ``{"do": "clean up"}``                    | what was cleaned up                        |
 | ``{"do": "clean up", "plan": true}``      | what would be                              |
 | ``{"do": "leave", "publish": …}``         | nothing; whether the end publishes         |
@@ -29,6 +30,7 @@ from cryptfs.concurrency import open_nursery
 from cryptfs.control import Message, MountRequest, format_time, read_messages, send_message
 from cryptfs.errors import CryptfsError, RollbackError
 from cryptfs.remote.stack import Stack
+from cryptfs.remote.verifying import Verify
 from cryptfs.store.garbage import FormerPacks
 from cryptfs.sync.policy import PublishPolicy, State, state_of
 from cryptfs.sync.publish import Upload
@@ -160,11 +162,13 @@ class Answers:
         await send_message(stream, answer | {"done": True})
 
     def _limit(self, request: Message) -> None:
-        """Sets the limits that the request names; 0 lifts one."""
+        """Sets the limits that the request names, and how closely to look; 0 lifts a limit."""
         if (up := request.get("up")) is not None:
             self._remote.set_limit_up(int(up) or None)
         if (down := request.get("down")) is not None:
             self._remote.set_limit_down(int(down) or None)
+        if (verify := request.get("verify")) is not None:
+            self._remote.set_verify(Verify(verify))
 
     def status(self) -> Message:
         """What ``cryptfs status --json`` shows of a mounted vault."""

@@ -15,6 +15,7 @@ from cryptfs.errors import (
     LoginNeeded,
     OutOfSpace,
     VaultUnreachable,
+    followed_by,
 )
 from cryptfs.fs.dirty import DirtyChunks
 from cryptfs.fs.files import Files
@@ -92,6 +93,8 @@ class Vault:
             clock_ns=around.clock_ns, random_bytes=around.random_bytes,
         )  # fmt: skip
         self.puller = Puller(view.database, view.progress, view.remote, view.keys)
+        self.away: VaultUnreachable | LoginNeeded | None = None
+        """Why the last ``pull`` went on with what is here."""
         self.publisher.keep = self.puller.keep = KeptLine(view.state.line).keep
         self.on_followed: Callable[[Followed], Awaitable[object]] = _nobody_looks
         """Awaited when the vault followed its line, with what that changed."""
@@ -167,12 +170,14 @@ class Vault:
         if only_look and not self.view.remote.capabilities.atomic_create:
             accept_rollback = True
         is_new = not self.view.progress.published_epoch
+        self.away = None
         try:
             await self.follower.follow(mounted=False, accept_rollback=accept_rollback)
         except (VaultUnreachable, LoginNeeded) as error:
             if not self.view.progress.published_epoch:
                 raise
-            self.notices.append(f"{error}; going on with what is on this device")
+            self.away = error
+            self.notices.append(followed_by(error, "Going on with what is on this device"))
         except KeyChanged as error:
             if is_new:
                 raise

@@ -20,6 +20,7 @@ from cryptfs.errors import (
     VaultBusy,
     VaultUnreachable,
     WrongSecret,
+    followed_by,
 )
 from cryptfs.format.header import Header
 from cryptfs.fs.filesystem import Change
@@ -173,7 +174,7 @@ async def test_the_remote_is_away_and_work_goes_on(device: Device) -> None:
     away = device.remote_folder.rename(device.folder / "away")
     async with device.opened() as vault:
         assert len(vault.notices) == 1
-        assert "going on with what is on this device" in vault.notices[0]
+        assert "Going on with what is on this device" in vault.notices[0]
         assert await read_file(vault, b"settled") == b"two"
         with pytest.raises(OSError, match="out of reach"):
             await read_file(vault, b"published")
@@ -198,7 +199,7 @@ async def test_a_login_is_needed_and_work_goes_on(device: Device) -> None:
     found = await find_headers(device.remote(), device.folder / "state")
     assert (len(found.headers), found.offline) == (1, error)
     async with device.opened() as vault:
-        assert vault.notices == [f"{error}; going on with what is on this device"]
+        assert vault.notices == [followed_by(error, "Going on with what is on this device")]
         assert await read_file(vault, b"settled") == b"one"
         with pytest.raises(LoginNeeded):
             await vault.publisher.publish()

@@ -91,6 +91,15 @@ def head_text(epoch: int, published_at: str, device: str) -> str:
     return f"newest epoch: {epoch}, published {format_age(published_at)} by {printable(device)}"
 
 
+def unpublished_text(size_bytes: int, has_changes: bool) -> str:
+    """What is on this device only, in words."""
+    if size_bytes:
+        return f"{format_size(size_bytes)} are on this device only"
+    if has_changes:
+        return "changes of names and attributes are on this device only"
+    return "everything is published"
+
+
 def count(number: int, one: str, many: str | None = None) -> str:
     """``1 file``, ``2 files``."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"

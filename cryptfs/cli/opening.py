@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 import trio
 
 from cryptfs.cli.asking import SecretSource, open_with
-from cryptfs.cli.display import warn
+from cryptfs.cli.display import unpublished_text, warn
 from cryptfs.cli.places import find_mounted, remote_of, surroundings
 from cryptfs.control import Message
-from cryptfs.errors import LoginNeeded, VaultUnreachable
+from cryptfs.errors import LoginNeeded, VaultUnreachable, followed_by
 from cryptfs.opening import noting_damage, open_vault, open_view
 from cryptfs.remote.stack import Treatment
 from cryptfs.vault import Vault
@@ -20,23 +20,44 @@ from cryptfs.view import View
 
 @asynccontextmanager
 async def opened_vault(
-    place: str, secret: SecretSource, treatment: Treatment | None = None
+    place: str,
+    secret: SecretSource,
+    treatment: Treatment | None = None,
+    *,
+    must_reach: bool = False,
 ) -> AsyncIterator[Vault]:
-    """The vault, to be changed by this process. Tells what opening it has to say."""
+    """The vault, to be changed by this process. Tells what opening it has to say.
+
+    ``must_reach``: where its place cannot be reached, what is here is not enough. Then raises
+    VaultUnreachable or LoginNeeded, which say what is on this device only.
+    """
     around = surroundings()
     remote = remote_of(place, treatment)
     try:
         unlocked = await open_with(remote, secret, around.state_root)
         vault = await open_vault(remote, unlocked, around)
         try:
+            if must_reach and vault.away is not None:
+                raise vault.away
             for notice in vault.notices + vault.private_notices:
                 warn(notice)
             with noting_damage(vault.view.state):
                 yield vault
+        except (VaultUnreachable, LoginNeeded) as error:
+            if not must_reach:
+                raise
+            raise type(error)(followed_by(error, _only_here(vault))) from error
         finally:
             vault.close()
     finally:
         await remote.close()
+
+
+def _only_here(vault: Vault) -> str:
+    if not vault.has_unpublished():
+        return "Nothing of this device waits to be published; what others published is not here"
+    text = unpublished_text(vault.unpublished_bytes(), has_changes=True)
+    return text[0].upper() + text[1:]
 
 
 def ask_vault(place: str, secret: SecretSource, request: Message, *, changes: bool) -> Message:
@@ -58,7 +79,7 @@ async def _ask_unmounted(
             try:
                 await vault.follower.publish(mounted=False)
             except (VaultUnreachable, LoginNeeded) as error:
-                warn(f"{error}; it is noted here, and published with the next changes")
+                warn(followed_by(error, "It is noted here, and published with the next changes"))
         return answer
 
 

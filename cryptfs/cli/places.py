@@ -63,6 +63,16 @@ def absolute_url(vault: str) -> str:
     return open_remote(vault, logins()).url
 
 
+def _one_spelling(url: str) -> str:
+    """The same for each way that leads to a folder; a cloud's URL is spelled in one way only."""
+    return os.path.realpath(url) if os.path.isabs(url) else url
+
+
+def _names(url: str, mountpoint: str) -> set[str]:
+    """How a vault is found; either may be empty."""
+    return {_one_spelling(name) for name in (url, mountpoint) if name}
+
+
 def is_inside(path: str, remote: Remote) -> bool:
     """Whether the path is, or lies below, the folder that holds the vault."""
     header = remote.local_path("headers/000001")
@@ -117,10 +127,9 @@ def mounted_vaults() -> Iterator[Mounted]:
 
 def find_mounted(place: str) -> Mounted | None:
     """The mounted vault that ``place`` names, by its mountpoint or by its URL."""
-    real = os.path.realpath(place)
+    wanted = _one_spelling(absolute_url(place))
     for mounted in mounted_vaults():
-        names = [name for name in (mounted.mountpoint, mounted.url) if name]
-        if real in map(os.path.realpath, names):
+        if wanted in _names(mounted.url, mounted.mountpoint):
             return mounted
     return None
 
@@ -161,12 +170,10 @@ def remote_of(place: str, treatment: Treatment | None = None) -> Stack:
 
 def find_state(place: str) -> StateFolder:
     """This device's state of the vault that is named by its folder, mountpoint or URL."""
-    real = str(Path(place).resolve())
-    url = absolute_url(place)
+    wanted = _one_spelling(absolute_url(place))
     for state in known_states(state_root()):
         seen, holder = state.seen(), state.holder()
-        names = [seen.url if seen else "", holder.mountpoint if holder else ""]
-        if url in names or real in names:
+        if wanted in _names(seen.url if seen else "", holder.mountpoint if holder else ""):
             return state
     raise CryptfsError(
         f"this device knows no vault at {place}; see all that it knows with: cryptfs status"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 
 import click
 import trio
 
 from cryptfs.cli.asking import SecretSource, secret_options
-from cryptfs.cli.display import format_size, progress_bar, say, show_json, warn
+from cryptfs.cli.display import progress_bar, say, show_json, unpublished_text, warn
 from cryptfs.cli.examples import examples
-from cryptfs.cli.limits import Limits, limit_options
+from cryptfs.cli.limits import Limits, limit_options, verify_option
 from cryptfs.cli.opening import opened_vault
 from cryptfs.cli.places import (
     Mounted,
@@ -20,6 +21,8 @@ from cryptfs.cli.places import (
 )
 from cryptfs.control import Message, ask
 from cryptfs.errors import CryptfsError, UsageError
+from cryptfs.remote.stack import Treatment
+from cryptfs.remote.verifying import Verify
 from cryptfs.sync.publish import Upload
 
 
@@ -35,9 +38,16 @@ from cryptfs.sync.publish import Upload
 @click.option("--pause", is_flag=True, help="Publish nothing by itself from now on.")
 @click.option("--resume", is_flag=True, help="End a pause, or a wait for a vault that was away.")
 @limit_options
+@verify_option
 @click.option("--json", "as_json", is_flag=True, help="Print the published epoch as JSON.")
 def sync(
-    place: str, secret: SecretSource, pause: bool, resume: bool, limits: Limits, as_json: bool
+    place: str,
+    secret: SecretSource,
+    pause: bool,
+    resume: bool,
+    limits: Limits,
+    verify: str | None,
+    as_json: bool,
 ) -> None:
     """Publish all changes now, and return when they are in the vault.
 
@@ -47,19 +57,22 @@ def sync(
     if pause or resume:
         if pause and resume:
             raise UsageError("--pause and --resume make no sense together; give one")
-        if limits or as_json:
-            raise UsageError("--pause and --resume go without --limit-up, --limit-down and --json")
+        if limits or verify or as_json:
+            raise UsageError(
+                "--pause and --resume go without --limit-up, --limit-down, --verify and --json"
+            )
         _set_paused(place, pause)
         return
     mounted = find_mounted(place)
     if mounted is not None:
-        if limits:
-            mounted.ask({"do": "limit", "up": limits.up, "down": limits.down})
+        if limits or verify:
+            mounted.ask({"do": "limit", "up": limits.up, "down": limits.down, "verify": verify})
         flush_kernel(mounted.mountpoint)
         status = publish_mounted(mounted)
         epoch, stays_paused = status["epoch"], mounted.state.is_paused
     else:
-        epoch = trio.run(_publish_unmounted, place, secret, limits)
+        treatment = replace(limits.treatment, verify=None if verify is None else Verify(verify))
+        epoch = trio.run(_publish_unmounted, place, secret, treatment)
         stays_paused = False
     if as_json:
         show_json({"epoch": epoch})
@@ -77,7 +90,7 @@ def _set_paused(place: str, pause: bool) -> None:
         text = "it begins with the next mount" if pause else "the next mount syncs by itself again"
     else:
         status = mounted.ask({"do": "pause" if pause else "resume"})
-        text = unpublished_text(status)
+        text = unpublished_text(status["unpublished_bytes"], status["unpublished_changes"])
     say(f"Syncing {'is paused' if pause else 'goes on'}; {text}.")
 
 
@@ -108,21 +121,11 @@ def publish_mounted(mounted: Mounted) -> Message:
     return status
 
 
-async def _publish_unmounted(place: str, secret: SecretSource, limits: Limits) -> int:
-    async with opened_vault(place, secret, limits.treatment) as vault:
+async def _publish_unmounted(place: str, secret: SecretSource, treatment: Treatment) -> int:
+    async with opened_vault(place, secret, treatment, must_reach=True) as vault:
         with progress_bar("Publishing") as on_progress:
 
             def note(upload: Upload) -> None:
                 on_progress(upload.sent_bytes, upload.total_bytes)
 
             return await vault.follower.publish(note, mounted=False)
-
-
-def unpublished_text(status: Message) -> str:
-    """What is on this device only, in words."""
-    size_bytes = int(status.get("unpublished_bytes") or 0)
-    if size_bytes:
-        return f"{format_size(size_bytes)} are on this device only"
-    if status.get("unpublished_changes"):
-        return "changes of names and attributes are on this device only"
-    return "everything is published"

@@ -11,13 +11,13 @@ from typing import Final
 
 import click
 
-from cryptfs.cli.display import say, show_json, warn
+from cryptfs.cli.display import say, show_json, unpublished_text, warn
 from cryptfs.cli.examples import examples
 from cryptfs.cli.places import Mounted, MountFailed, find_mounted, raise_error, state_root
 from cryptfs.cli.status import unmounted_status
-from cryptfs.cli.sync import flush_kernel, publish_mounted, unpublished_text
+from cryptfs.cli.sync import flush_kernel, publish_mounted
 from cryptfs.control import Message, conversation
-from cryptfs.errors import CryptfsError, FuseUnavailable
+from cryptfs.errors import CryptfsError, FuseUnavailable, followed_by
 from cryptfs.store.state import known_states
 
 _END_SECONDS: Final = 10.0
@@ -54,7 +54,7 @@ def umount(directory: str, now: bool, as_json: bool) -> None:
     if as_json:
         show_json(status | {"mounted": False})
         return
-    text = unpublished_text(status)
+    text = unpublished_text(status["unpublished_bytes"], status["unpublished_changes"])
     say(f"{mounted.mountpoint} is unmounted; {text}.")
     if paused:
         say(f"Syncing is paused; end that with: cryptfs sync --resume {mounted.url}")
@@ -67,8 +67,11 @@ def _publish(mounted: Mounted) -> None:
         publish_mounted(mounted)
     except MountFailed as error:
         raise MountFailed(
-            f"{error}. It is still mounted; to leave all the same and publish later: "
-            f"cryptfs umount --now {mounted.mountpoint}",
+            followed_by(
+                error,
+                "It is still mounted; to leave all the same and publish later: "
+                f"cryptfs umount --now {mounted.mountpoint}",
+            ),
             error.exit_code,
         ) from error
 

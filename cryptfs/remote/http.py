@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx
 import trio
@@ -64,6 +64,17 @@ def require_tls(url: str) -> None:
             f"{parts.hostname} would be reached without TLS, and everybody on the way could read "
             "the login; use https"
         )
+
+
+def host_of(parts: SplitResult) -> str:
+    """The host of a URL, and its port unless that is the usual one: one place has one spelling.
+
+    Raises ValueError for a port that is none.
+    """
+    name = parts.hostname or ""
+    host = f"[{name}]" if ":" in name else name
+    usual = 443 if parts.scheme.lower().endswith("https") else 80
+    return host if parts.port in (None, usual) else f"{host}:{parts.port}"
 
 
 def is_loopback(host: str) -> bool:

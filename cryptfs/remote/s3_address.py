@@ -12,7 +12,7 @@ from typing import Final
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from cryptfs.errors import UsageError
-from cryptfs.remote.http import require_tls
+from cryptfs.remote.http import host_of, require_tls
 from cryptfs.remote.s3_keys import S3Profile
 
 DEFAULT_REGION: Final = "us-east-1"
@@ -49,11 +49,7 @@ def parse_address(url: str) -> S3Address:
         parts = urlsplit(url)
     except ValueError as error:
         raise UsageError("the S3 URL cannot be read; write s3://BUCKET/PREFIX") from error
-    if "@" in parts.netloc:
-        raise UsageError(
-            "the S3 URL holds keys, which others on this machine can see; "
-            "put them into ~/.aws/credentials"
-        )
+    _refuse_keys(parts.netloc)
     if parts.scheme.lower() != "s3" or not BUCKET.fullmatch(parts.netloc) or parts.fragment:
         raise UsageError(f"{url} names no bucket; write s3://BUCKET/PREFIX")
     prefix = unquote(parts.path).strip("/")
@@ -76,14 +72,29 @@ def parse_address(url: str) -> S3Address:
     )
 
 
+def _refuse_keys(place: str) -> None:
+    """Keys in a URL are not repeated: what is said may be kept."""
+    if "@" in place:
+        raise UsageError(
+            "the S3 URL holds keys, which others on this machine can see; "
+            "put them into ~/.aws/credentials"
+        )
+
+
 def _checked_endpoint(endpoint: str | None) -> str | None:
     if endpoint is None:
         return None
-    parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
-        raise UsageError(f"the S3 endpoint {endpoint} is no address; write https://HOST")
+    _refuse_keys(endpoint)
+    no_address = UsageError(f"the S3 endpoint {endpoint} is no address; write https://HOST")
+    try:
+        parts = urlsplit(endpoint)
+        host = host_of(parts)
+    except ValueError as error:
+        raise no_address from error
+    if parts.scheme not in ("http", "https") or not host or parts.query:
+        raise no_address
     require_tls(endpoint)
-    return endpoint.rstrip("/")
+    return f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
 
 
 @dataclass(frozen=True, slots=True)

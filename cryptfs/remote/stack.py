@@ -51,7 +51,8 @@ class Stack(Wrapper):
         )
         retrying = RetryingRemote(self._limited, random_bytes=random_bytes)
         verify = treatment.verify or _usual_verify(remote)
-        super().__init__(VerifyingRemote(retrying, verify, random_bytes=random_bytes))
+        self._verifying = VerifyingRemote(retrying, verify, random_bytes=random_bytes)
+        super().__init__(self._verifying)
 
     @property
     def traffic(self) -> Traffic:
@@ -69,6 +70,9 @@ class Stack(Wrapper):
 
     def set_limit_down(self, bytes_per_second: int | None) -> None:
         self._limited.down.bytes_per_second = bytes_per_second
+
+    def set_verify(self, verify: Verify) -> None:
+        self._verifying.verify = verify
 
 
 def _usual_verify(remote: Remote) -> Verify:

@@ -60,7 +60,7 @@ class VerifyingRemote(Wrapper):
         self, inner: Remote, verify: Verify, *, random_bytes: RandomBytes = os.urandom
     ) -> None:
         super().__init__(inner)
-        self._verify = verify
+        self.verify = verify
         self._random_bytes = random_bytes
         self._owes_a_pack = True
 
@@ -81,8 +81,8 @@ class VerifyingRemote(Wrapper):
             )
 
     def _is_read_back(self, name: str) -> bool:
-        if self._verify is not Verify.SAMPLE:
-            return self._verify is Verify.ALWAYS
+        if self.verify is not Verify.SAMPLE:
+            return self.verify is Verify.ALWAYS
         if not name.startswith(RANDOM_NAMES):
             self._owes_a_pack = True
             return True

@@ -16,7 +16,7 @@ from typing import Final
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from cryptfs.errors import LoginNeeded, UsageError
-from cryptfs.remote.http import require_tls
+from cryptfs.remote.http import host_of, require_tls
 from cryptfs.remote.private_file import write_private
 
 SCHEMES: Final = {"webdav+https": "https", "webdav+http": "http"}
@@ -31,7 +31,7 @@ class WebDavAddress:
     """``https``, or ``http`` on this machine."""
 
     host: str
-    """With its port, where one is given: ``cloud.example.org:8443``."""
+    """With its port, where that is not the usual one: ``cloud.example.org:8443``."""
 
     user: str | None
     folder: tuple[str, ...]
@@ -71,7 +71,7 @@ def parse_address(url: str) -> WebDavAddress:
     """
     try:
         parts = urlsplit(url)
-        port = parts.port
+        host = host_of(parts)
     except ValueError as error:
         raise UsageError("the WebDAV URL cannot be read: its host or port is wrong") from error
     scheme = SCHEMES.get(parts.scheme.lower())
@@ -83,8 +83,6 @@ def parse_address(url: str) -> WebDavAddress:
     folder = tuple(unquote(part) for part in parts.path.split("/") if part)
     if any(part in (".", "..") or "/" in part or "\0" in part for part in folder):
         raise UsageError("the folder in the WebDAV URL has a part such as ..; write it plainly")
-    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    host = name if port is None else f"{name}:{port}"
     require_tls(f"{scheme}://{host}")
     return WebDavAddress(scheme, host, unquote(parts.username or "") or None, folder)
 

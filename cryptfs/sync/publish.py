@@ -61,6 +61,12 @@ NOTE_BYTES: Final = 64 << 20
 """After so much was confirmed that is settled: more than this is never sent again."""
 
 
+TRUSTED_NS: Final = 24 * 3600 * 10**9
+"""So long what was seen on the remote is taken to be there still. A device may sleep for weeks in
+the middle of an upload; others then take its packs for abandoned, after ``GRACE_DAYS``, and are
+asked to delete them."""
+
+
 class UploadPaused(CryptfsError):
     """The upload was ended from outside; a later publication goes on where it was."""
 
@@ -125,6 +131,7 @@ class Publisher:
         self._upload_scope = trio.CancelScope()
         self._interrupted = False
         self._seen: set[bytes] = set()  # confirmed objects that this process saw on the remote
+        self._seen_ns = 0  # since when
         self._newest_checkpoint = 0  # that we know of
         self.under_way: Upload | None = None
         self.before_closing: Callable[[], None] = lambda: None
@@ -237,6 +244,8 @@ class Publisher:
         parts = self._progress.parts()
         objects += [self._stored(name, size) for name, _, size in parts]
         await self._upload(publication.epoch, objects, on_progress)
+        while self._is_seen_too_long_ago():
+            await self._upload(publication.epoch, objects, on_progress)
         commit = self._commit_file(publication.epoch)
         await self._require_next(publication.epoch)
         has_new_key = self._progress.head_key_epoch < self._keys.key_epoch
@@ -441,12 +450,19 @@ class Publisher:
     async def _confirmed(self, objects: list[_Stored]) -> set[bytes]:
         """Returns which of the objects need not be sent any more."""
         noted = self._progress.confirmed()
+        if self._is_seen_too_long_ago():
+            self._seen.clear()
+            self._seen_ns = self._clock_ns()
         if noted - self._seen:
-            # Noted in an earlier life. Meanwhile the vault may have been put back to a copy of
-            # last week, or moved to another disk: a note alone is no proof that it is there.
+            # Noted in an earlier life, or long ago. Meanwhile the vault may have been put back to a
+            # copy of last week, or moved to another disk: a note alone is no proof.
             there = {info.name: info.size for info in await self._remote.list(PACKS)}
             self._seen |= {one.raw for one in objects if there.get(one.name) == one.size}
         return noted & self._seen
+
+    def _is_seen_too_long_ago(self) -> bool:
+        """By the wall clock: the other one stands still while the machine sleeps."""
+        return not 0 <= self._clock_ns() - self._seen_ns < TRUSTED_NS
 
     async def _create(self, stored: _Stored) -> None:
         try:

@@ -308,7 +308,7 @@ def test_a_vault_that_is_away_keeps_the_mount(machine: Machine) -> None:
 
     # Without its remote the vault opens with what is here.
     said = machine.do("mount", *machine.password, machine.vault, machine.mountpoint)
-    assert "going on with what is on this device" in said.err
+    assert "Going on with what is on this device" in said.err
     assert (machine.mountpoint / "letter").read_text() == "dear reader"
     away.rename(machine.vault)
     machine.do("umount", machine.mountpoint)
@@ -427,3 +427,17 @@ def test_the_log_is_private_and_makes_room(machine: Machine) -> None:
     machine.do("umount", machine.mountpoint)
     assert log.stat().st_size < 10_000
     assert (machine.state / "log.1").stat().st_size == 4 << 19
+
+
+def test_a_mounted_vault_is_found_in_any_spelling(machine: Machine) -> None:
+    link = machine.folder / "link"
+    link.symlink_to(machine.vault)
+    for mounted_as, spellings in (
+        (machine.vault, (f"file://{machine.vault}/", link, f"file://localhost{link}")),
+        (link, (f"file://{link}", machine.vault, f"FILE://{machine.vault}")),
+    ):
+        machine.do("mount", *machine.password, mounted_as, machine.mountpoint)
+        for spelling in spellings:
+            machine.do("sync", spelling)
+            assert machine.do("status", "--json", spelling).json()["mounted"]
+        machine.do("umount", machine.mountpoint)

@@ -14,6 +14,7 @@ from cryptfs.cli import display
 from cryptfs.cli import places as places_module
 from cryptfs.cli import status as status_module
 from cryptfs.cli.limits import Limits, Rate
+from cryptfs.remote.counting import Traffic
 from cryptfs.remote.stack import Stack
 from tests.cli.session import Machine, terminal
 
@@ -136,6 +137,29 @@ def test_a_vault_that_is_away_for_readers_only_is_told_in_the_same_words(machine
     machine.do("umount", machine.mountpoint)
 
 
+def test_a_vault_that_is_away_is_told_while_it_is_not_mounted(machine: Machine) -> None:
+    machine.mount()
+    machine.do("umount", machine.mountpoint)
+    away = machine.vault.rename(machine.folder / "away")
+    sync = ("sync", *machine.password, machine.vault)
+    said = machine.run(*sync)
+    assert (said.code, said.err.count("\n")) == (5, 1), said
+    assert "is its disk mounted? Nothing of this device waits" in said.err
+    assert machine.run(*sync, "--json").out == ""
+    away.rename(machine.vault)
+
+    machine.mount()
+    machine.do("sync", "--pause", machine.mountpoint)
+    (machine.mountpoint / "letter").write_bytes(os.urandom(5000))
+    machine.do("umount", machine.mountpoint)
+    machine.vault.rename(away)
+    said = machine.run(*sync)
+    assert (said.code, said.err.count("\n")) == (5, 1), said
+    assert "is its disk mounted? 4.9 KiB are on this device only" in said.err
+    away.rename(machine.vault)
+    assert "Everything is published, as epoch 2" in machine.do(*sync).err
+
+
 # -- limits ----------------------------------------------------------------------------------
 
 
@@ -170,6 +194,45 @@ def test_limits_at_the_mount_and_later(machine: Machine) -> None:
     machine.do("umount", machine.mountpoint)
     said = machine.do("sync", "--limit-up", "100M", *machine.password, machine.vault)
     assert "as epoch 2" in said.err
+
+
+def test_how_closely_a_sync_looks_can_be_said(machine: Machine) -> None:
+    def sync(text: str, *options: str) -> int:
+        """How many bytes came back from the vault."""
+        before = status(machine)["traffic"]["received_bytes"]
+        (machine.mountpoint / "letter").write_text(text)
+        machine.do("sync", *options, machine.mountpoint)
+        return int(status(machine)["traffic"]["received_bytes"] - before)
+
+    machine.mount()
+    plain = sync("dear reader")
+    assert sync("dear readers", "--verify", "always") >= plain + 4096
+    machine.do("umount", machine.mountpoint)
+    assert machine.run("sync", "--pause", "--verify", "always", machine.vault).code == 2
+
+
+def test_a_sync_of_an_unmounted_vault_reads_back_what_it_is_told_to(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.mount()
+    machine.do("sync", "--pause", machine.mountpoint)
+    (machine.mountpoint / "letter").write_text("dear reader")
+    machine.do("umount", machine.mountpoint)
+    traffic: list[Traffic] = []
+
+    class Noted(Stack):
+        async def close(self) -> None:
+            traffic.append(self.traffic)
+            await super().close()
+
+    monkeypatch.setattr(places_module, "Stack", Noted)
+    machine.do("sync", *machine.password, machine.vault)
+    machine.mount()
+    (machine.mountpoint / "letter").write_text("dear readers")
+    machine.do("umount", machine.mountpoint)
+    machine.do("sync", "--verify", "always", *machine.password, machine.vault)
+    plain, read_back = (one.received_bytes for one in traffic)
+    assert read_back >= plain + 4096
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ def test_a_folder(url: str, path: str) -> None:
         ("s3://bucket/prefix?key=secret", "means nothing in an S3 URL"),
         ("s3://bucket/prefix?endpoint=", "means nothing"),
         ("s3://bucket/prefix?endpoint=minio:9000", "is no address"),
+        ("s3://bucket/prefix?endpoint=https://minio:nothing", "is no address"),
         ("s3://bucket/prefix?endpoint=http://minio:9000", "without TLS"),
         ("webdav+http://me@nas.example.org/vault", "without TLS"),
         ("webdav+https://me:secret@host/path", "holds a password"),
@@ -88,6 +89,14 @@ def test_what_cannot_be_used_is_refused_with_the_reason(url: str, message: str) 
         ),
         ("webdav+https://host", "WebDavRemote", "webdav+https://host"),
         ("webdav+http://[::1]:8080/", "WebDavRemote", "webdav+http://[::1]:8080"),
+        ("webdav+http://[::1]:80/", "WebDavRemote", "webdav+http://[::1]"),
+        ("webdav+https://me@host:443/v", "WebDavRemote", "webdav+https://me@host/v"),
+        ("webdav+https://me@host:80/v", "WebDavRemote", "webdav+https://me@host:80/v"),
+        (
+            "s3://bucket/v?endpoint=HTTPS://S3.Example.org:443/",
+            "S3Remote",
+            "s3://bucket/v?endpoint=https://s3.example.org",
+        ),
         ("WebDAV+http://localhost:8080/v/", "WebDavRemote", "webdav+http://localhost:8080/v"),
         (
             "webdav+https://me%40home@Cloud.example.org/remote.php/dav/my%20vault/",
@@ -108,7 +117,9 @@ def test_a_cloud(url: str, kind: str, again: str, monkeypatch: pytest.MonkeyPatc
 
 def test_a_secret_in_a_url_is_not_repeated() -> None:
     for url in ("webdav+https://me:hunter22@host:x/", "webdav+https://me:hunter22@host/",
-                "s3://me:hunter22@bucket/", "webdav+https://me:hunter22@host/?a"):  # fmt: skip
+                "s3://me:hunter22@bucket/",
+                "s3://bucket/v?endpoint=https://me:hunter22@host",
+                "webdav+https://me:hunter22@host/?a"):  # fmt: skip
         with pytest.raises(UsageError) as refused:
             open_remote(url, LOGINS)
         assert "hunter22" not in str(refused.value)

@@ -12,6 +12,7 @@ from cryptfs.errors import TemporaryFailure, VaultUnreachable
 from cryptfs.format import pack as pack_format
 from cryptfs.store import exchange
 from cryptfs.sync import publish as publish_module
+from cryptfs.upkeep.abandoned import GRACE_NS
 from cryptfs.vault import Vault
 from tests.device import Device, look, noise, write_file
 from tests.remotes.faulty import Call, FaultyRemote
@@ -127,6 +128,47 @@ async def test_a_note_is_no_proof(device: Device, loss: str) -> None:
         await vault.publisher.publish()
         assert line.created.count("packs") == 5 + (2 if loss == "cut off" else 0)
         assert line.created[-1] == "commits"
+        await second_sees(device, vault)
+
+
+def clean_up_elsewhere(device: Device, packs: int) -> None:
+    """Another device saw for the grace period that nothing refers to them."""
+    device.clock.now_ns += GRACE_NS
+    for pack in sorted((device.remote_folder / "packs").iterdir())[:packs]:
+        pack.unlink()
+
+
+async def test_what_was_seen_weeks_ago_is_looked_for_again(device: Device) -> None:
+    line = Line(device)
+    async with device.opened(background=False) as vault:
+        await fill(vault)
+        line.cut_after(5)
+        with pytest.raises(VaultUnreachable):
+            await vault.publisher.publish()
+        line.mend()
+        clean_up_elsewhere(device, 2)
+        await vault.publisher.publish()
+        assert line.created == ["packs"] * (3 + 2) + ["commits"]
+        await second_sees(device, vault)
+
+
+async def test_a_device_that_slept_for_weeks_in_mid_upload_looks_again(device: Device) -> None:
+    line = Line(device)
+    slept = False
+
+    def sleep(call: Call) -> None:
+        nonlocal slept
+        if not slept and line.created == ["packs"] * 6:
+            slept = True
+            clean_up_elsewhere(device, 2)
+
+    async with device.opened(background=False) as vault:
+        await fill(vault)
+        line.calls.clear()
+        line.fault = sleep
+        await vault.publisher.publish()
+        assert slept
+        assert line.created == ["packs"] * (PACKS + 2) + ["commits"]
         await second_sees(device, vault)
 
 
