@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from cryptfs.crypto.keys import VaultKeys
+from cryptfs.errors import IntegrityError
 from cryptfs.ids import ClockNs
 from cryptfs.remote.base import ObjectInfo, Remote
 from cryptfs.store.garbage import Garbage
@@ -107,6 +108,21 @@ async def examine_metadata(
     examined.findings += _unclaimed(examined, state, inventory, None)
     examined.sort()
     return examined
+
+
+def refused_findings(examined: Examined, error: IntegrityError | None, epoch: int) -> list[Finding]:
+    """Tells why this device, which has ``epoch``, could not go on along the line, unless what was
+    found says it already: objects may be whole one by one, and contradict each other.
+    """
+    is_told = any(finding.kind.startswith("commit-") for finding in examined.line.findings)
+    if error is None or is_told:
+        return []
+    where = f"go on beyond epoch {epoch}" if epoch else "read the vault"
+    return [Finding(
+        Severity.LOSS, "epoch-refused", f"this device cannot {where}: {error}",
+        "nothing is changed here or in the vault; run cryptfs check on the device that published "
+        "it, and copy what you need of the files there",
+    )]  # fmt: skip
 
 
 async def _check_metadata(
