@@ -167,7 +167,6 @@ class Collector:
         line, sizes = await self._plan_line(keeping, now_ns)
         dead = self._garbage.dead_objects()
         ready = tuple(one for one in dead if one.epoch <= line.newest_checkpoint)
-        later = [one for one in dead if one.epoch > line.newest_checkpoint]
         names = [*map(commit_name, line.commits), *map(checkpoint_name, line.checkpoints)]
         plan = Plan(
             forget=len(self._epochs()) - len(kept),
@@ -175,7 +174,6 @@ class Collector:
             line=line,
             line_bytes=sum(sizes[name] for name in names),
             dead=ready,
-            dead_later=Sum(len(later), sum(one.size for one in later)),
             kept_size_bytes=sum(pack.size for pack in usage.packs),
             kept_live_bytes=usage.live_bytes,
         )

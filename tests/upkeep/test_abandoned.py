@@ -8,8 +8,9 @@ import pytest
 
 from cryptfs.format.metadata import encode_part
 from cryptfs.format.names import pack_name
-from cryptfs.format.pack import PackWriter, filling_size
+from cryptfs.format.pack import PackWriter
 from cryptfs.format.rows import RowBatch
+from cryptfs.format.sizes import padded_size
 from cryptfs.ids import CHUNK_SIZE, ObjectKind
 from cryptfs.store.state import StateFolder
 from cryptfs.upkeep.abandoned import is_ours, note_unreferenced
@@ -25,7 +26,7 @@ def pack(*chunks: bytes) -> bytes:
     random_bytes = SeededBytes("pack")
     writer = PackWriter(KEYS, NAME, random_bytes(32))
     data = writer.head + b"".join(writer.append(chunk)[1] for chunk in chunks)
-    return data + random_bytes(filling_size(writer.size))
+    return data + random_bytes(padded_size(writer.size) - writer.size)
 
 
 PART = encode_part(
