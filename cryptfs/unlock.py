@@ -419,22 +419,6 @@ def keep_local_slots(state_root: Path, unlocked: Unlocked, slots: tuple[Password
     write_atomically(state.local_slots, encode_header(header, unlocked.keys))
 
 
-def slot_of_password(unlocked: Unlocked, password: Password) -> PasswordSlot:
-    """Returns the slot that the password opens. Raises WrongPassword."""
-    for slot in _slots(unlocked):
-        try:
-            unwrap_password(
-                slot,
-                password.text,
-                vault_id=unlocked.keys.vault_id,
-                format_version=FORMAT_VERSION,
-            )
-        except WrongPassword:
-            continue
-        return slot
-    raise WrongPassword("no password of this vault is the one that was given")
-
-
 def _slots(unlocked: Unlocked) -> tuple[PasswordSlot, ...]:
     return () if unlocked.header is None else unlocked.header.slots
 

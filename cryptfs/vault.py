@@ -11,6 +11,7 @@ import trio
 from cryptfs.errors import (
     CryptfsError,
     EpochTaken,
+    IntegrityError,
     KeyChanged,
     LoginNeeded,
     OutOfSpace,
@@ -58,6 +59,8 @@ class Vault:
         self.notices = notices.all
         self.private_notices = notices.private
         self.rebuilt = notices.rebuilt
+        self.refused: IntegrityError | None = None
+        """Why the vault's line was not followed, where it was opened only to be looked at."""
         self._clock_ns = around.clock_ns
         self._is_running = False
         self.myself = Myself(view.database)
@@ -185,7 +188,10 @@ class Vault:
         except CryptfsError as error:
             if not only_look or not self.view.progress.published_epoch:
                 raise
-            log.info("looking at what is here: %s", error)
+            if isinstance(error, IntegrityError):
+                self.refused = error
+            else:
+                self.notices.append(f"{error}; looking at what is on this device")
 
     async def follow(self) -> Followed:
         """Brings what others published while the vault is mounted."""

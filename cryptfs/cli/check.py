@@ -33,7 +33,7 @@ from cryptfs.remote.base import ObjectInfo
 from cryptfs.remote.stack import Stack
 from cryptfs.store.state import StateFolder
 from cryptfs.unlock import Unlocked
-from cryptfs.upkeep.check import Examined, Scale, examine, examine_metadata
+from cryptfs.upkeep.check import Examined, Scale, examine, examine_metadata, refused_findings
 from cryptfs.upkeep.check_packs import EVERYTHING, Sample
 from cryptfs.upkeep.check_record import CheckRecord, Scope, unfinished
 from cryptfs.upkeep.check_rows import ROW_KINDS
@@ -200,7 +200,7 @@ async def _round(
             raise
         warn(f"this device cannot read the vault: {error}")
         found = await examine_metadata(remote, unlocked.keys, state, listed)
-        outcome.findings = found.findings
+        outcome.findings = found.findings + refused_findings(found, error, 0)
         return True
 
 
@@ -222,6 +222,8 @@ async def _look(
         with progress_bar("Checking", lambda: remote.traffic.received_bytes) as on_bytes:
             scale = Scale(sample, record, on_bytes, around.clock_ns)
             found = await examine(view, listed, scale)
+        refused = None if opened.vault is None else opened.vault.refused
+        lasting = refused_findings(found, refused, view.progress.published_epoch)
         if wishes.repair and _is_to_be_rebuilt(opened, found, wishes, outcome):
             return False
         if wishes.repair and await _repair(opened, found, around, wishes, outcome):
@@ -236,8 +238,9 @@ async def _look(
         if record is not None:
             record.close()
     if opened.vault is not None:
-        found.findings += map(rebuilt_finding, opened.vault.rebuilt)
-        found.sort()
+        lasting += map(rebuilt_finding, opened.vault.rebuilt)
+    found.findings += lasting  # no repair changes these
+    found.sort()
     outcome.findings = found.findings
     return True
 

@@ -26,7 +26,7 @@ from cryptfs.crypto.seal import (
     ObjectSealer,
 )
 from cryptfs.errors import FormatError, IntegrityError
-from cryptfs.format.sizes import CHUNK_SIZE, MAX_OBJECT, padded_size
+from cryptfs.format.sizes import CHUNK_SIZE, MAX_OBJECT
 from cryptfs.ids import ObjectKind
 
 RAW: Final = 0
@@ -82,11 +82,6 @@ class PackWriter:
         if len(compressed) * 16 <= plain * 15:
             return ZSTD, compressed
         return RAW, plaintext
-
-
-def filling_size(size: int) -> int:
-    """How many random bytes close a pack of ``size`` bytes."""
-    return padded_size(size) - size
 
 
 def check_place(place: ChunkPlace) -> None:

@@ -49,7 +49,8 @@ def validate_batch(batch: RowBatch, kind: ObjectKind, epoch: int, key_epoch: int
     """The batch with its rows as named tuples.
 
     Raises `IntegrityError` unless every row can stand in a commit (``kind`` COMMIT) or a
-    checkpoint (CHECKPOINT) of ``epoch``, sealed in ``key_epoch``, and no key occurs twice.
+    checkpoint (CHECKPOINT) of ``epoch``, sealed in ``key_epoch``, and no key occurs twice. That
+    none occurs in two parts shows where they are applied (``store/exchange.py``).
     """
     in_commit = kind is ObjectKind.COMMIT
     if in_commit and (batch.past or "epoch" in batch.rows):
@@ -69,21 +70,6 @@ def validate_batch(batch: RowBatch, kind: ObjectKind, epoch: int, key_epoch: int
     result = RowBatch(rows, past, gone)
     _check_unique(result)
     return result
-
-
-def join_batches(batches: Sequence[RowBatch]) -> RowBatch:
-    """The rows of all parts of one commit or checkpoint; each must have been validated."""
-    joined = RowBatch()
-    for batch in batches:
-        for target, source in (
-            (joined.rows, batch.rows),
-            (joined.past, batch.past),
-            (joined.gone, batch.gone),
-        ):
-            for name, rows in source.items():
-                target.setdefault(name, []).extend(rows)
-    _check_unique(joined)
-    return joined
 
 
 # -- what makes a row acceptable --------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -359,9 +358,3 @@ def _slice(content: Buffer, start: int, length: int) -> Buffer:
         return content
     piece = bytes(content[start : start + length])
     return piece if len(piece) == length else piece + bytes(length - len(piece))
-
-
-def statvfs_free(path: str) -> int:
-    """Returns the bytes that this user may still write to the disk of ``path``."""
-    stat = os.statvfs(path)
-    return stat.f_bavail * stat.f_frsize

@@ -119,10 +119,10 @@ def _checkpoint_rows(snapshot: Database, epoch: int) -> Iterator[tuple[str, str,
 
 
 def apply_commit(database: Database, batch: RowBatch, epoch: int) -> None:
-    """Writes a published epoch over the one before it.
+    """Writes a published epoch over the one before it, one part of its commit after another.
 
     The open epoch must be the one that is applied, so that the triggers date what goes.
-    Raises IntegrityError when the rows contradict those that are here.
+    Raises IntegrityError when the rows contradict those that are here, or another part.
     """
     with _contradictions_refused():
         for (pack,) in batch.gone.get("pack", ()):
@@ -133,16 +133,31 @@ def apply_commit(database: Database, batch: RowBatch, epoch: int) -> None:
             log.info("another device forgot the restore points %s", broken)
         for table, keys in batch.gone.items():
             where = " AND ".join(f"{column} = ?" for column in _ALL_TABLES[table][1])
+            # A part before this one wrote it. No row is without ``since``, so this is refused.
+            database.many(
+                f"UPDATE {table} SET since = NULL WHERE {where} AND since = {epoch}", keys
+            )
             database.many(f"DELETE FROM {table} WHERE {where}", keys)
         for table, rows in batch.rows.items():
-            columns, key = _ALL_TABLES[table]
-            names = [*columns, "since"]
-            setters = ", ".join(f"{name} = excluded.{name}" for name in names if name not in key)
-            database.many(
-                f"INSERT INTO {table} VALUES ({_places(len(names))}) "
-                f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {setters}",
-                rows,
-            )
+            database.many(_put_once(table), rows)
+
+
+def _put_once(table: str) -> str:
+    """Returns the statement that writes a row over the one of an earlier epoch.
+
+    Where an earlier part of the same commit wrote the key, or told that it went, it leaves
+    ``since`` empty, and no row is without that.
+    """
+    columns, key = _ALL_TABLES[table]
+    since = f"?{len(columns) + 1}"
+    same_key = " AND ".join(f"{column} = ?{columns.index(column) + 1}" for column in key)
+    values = [f"?{number}" for number in range(1, len(columns) + 1)]
+    setters = [f"{column} = excluded.{column}" for column in columns if column not in key]
+    return (
+        f"INSERT INTO {table} VALUES ({', '.join(values)}, iif(EXISTS (SELECT 1 FROM {table}_past "
+        f"WHERE {same_key} AND until = {since}), NULL, {since})) ON CONFLICT ({', '.join(key)}) "
+        f"DO UPDATE SET {', '.join(setters)}, since = nullif(excluded.since, {table}.since)"
+    )
 
 
 def apply_checkpoint(database: Database, batch: RowBatch) -> None:

@@ -17,7 +17,7 @@
         cache/       packs of a distant remote, downloaded or just published
         line/        commits of the newest epochs, as they lie on the remote
         repair/      good bytes of an object that a repair is about to replace
-        unreferenced which objects of the remote nothing refers to, and since when
+        unreferenced which objects of the remote nothing refers to, and for how long
         check-data   how far a check is that opens everything; check-sample some
 
 Mode 0700. A state that cannot be read is moved aside, never deleted.

@@ -19,8 +19,8 @@ While one is applied, the commits of the next are on their way: far off each tak
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import nullcontext
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -272,12 +272,12 @@ class Puller:
                 envelope, first = parse_checkpoint(data, self._keys, epoch)
                 with self._database.undo_on_error():
                     self._clear()
-                    async for batch in self._batches(
-                        envelope, first, ObjectKind.CHECKPOINT, self._keys
-                    ):
-                        if make_way is not None:
-                            make_way(batch)
-                        apply_checkpoint(self._database, batch)
+                    kind = ObjectKind.CHECKPOINT
+                    async with aclosing(self._batches(envelope, first, kind, self._keys)) as told:
+                        async for batch in told:
+                            if make_way is not None:
+                                make_way(batch)
+                            apply_checkpoint(self._database, batch)
                     self._forget_current_as_past()
                     self._require_root()
                     self._require_same_line(known, epoch)
@@ -389,10 +389,11 @@ class Puller:
         with self._database.alone() if make_way is None else nullcontext():
             if epoch == 1:
                 self._clear()
-            async for batch in self._batches(envelope, first, ObjectKind.COMMIT, keys):
-                if make_way is not None:
-                    make_way(batch)
-                apply_commit(self._database, batch, epoch)
+            async with aclosing(self._batches(envelope, first, ObjectKind.COMMIT, keys)) as told:
+                async for batch in told:
+                    if make_way is not None:
+                        make_way(batch)
+                    apply_commit(self._database, batch, epoch)
             self._require_root()
         self._note(envelope, object_digest(data), keys)
         self.keep(epoch, commit_name(epoch), data)
@@ -462,7 +463,7 @@ class Puller:
 
     async def _batches(
         self, envelope: Envelope, first: RowBatch, kind: ObjectKind, keys: VaultKeys
-    ) -> AsyncIterator[RowBatch]:
+    ) -> AsyncGenerator[RowBatch, None]:
         """Yields the rows of all parts in the order they were written, one in memory at a time."""
         for part in envelope.parts:
             data = await self._part(envelope, part)

@@ -5,16 +5,25 @@ parts that no commit ever names. A device that is publishing has such objects on
 well, until its commit is there. So one is deleted only when
 
 * everything that could refer to it was read, and does not;
-* this device has seen it so for the grace period: whoever uploaded it has had 14 days to publish;
-* it opens with the keys of this vault: whatever else lies there is not ours.
+* this device has seen it so for the grace period: whoever uploaded it has had 14 days to publish.
+  A check looks, and each clean-up; of the time between two looks at most 3 days count, as
+  everywhere, so that a clock which is wrong for once takes nothing away;
+* it opens with the keys of this vault: whatever else lies there is not ours;
+* nothing was published while it was deleted: else it is put back, which costs one download more.
 
-When each was first seen so stands in a small file of the state folder, in names and times.
+For how long each has been so stands in a small file of the state folder, in names and times. A
+clean-up reads no commits, so what it notes may be a further part of one; the check knows better.
+
+A clean-up deletes none of it. A device whose upload was paused, or that slept in the middle of it,
+for longer than the grace goes on from what it knows to be there: between its last look and its
+commit nobody can tell that it still needs a pack. So that is for a person, who is asked.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +33,7 @@ from cryptfs.errors import IntegrityError
 from cryptfs.format.pack import RAW, ZSTD, ChunkPlace, open_chunk
 from cryptfs.ids import CHUNK_SIZE, ObjectKind
 from cryptfs.store.state import StateFolder, write_atomically
-from cryptfs.upkeep.gc_plan import GRACE_DAYS
+from cryptfs.upkeep.gc_plan import GRACE_DAYS, read_clock
 from cryptfs.upkeep.retention import DAY_NS
 
 GRACE_NS: Final = GRACE_DAYS * DAY_NS
@@ -32,34 +41,46 @@ GRACE_NS: Final = GRACE_DAYS * DAY_NS
 _LENGTH_SIZE: Final = 8 + TAG_SIZE
 
 
-def note_unreferenced(state: StateFolder, sizes: Mapping[str, int], now_ns: int) -> dict[str, int]:
-    """Remembers which objects nothing refers to now, by their sizes; returns since when.
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    clock_ns: int | None = None
+    """What the clock showed at the last look."""
+    objects: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Sizes, and for how many nanoseconds it has been so, by name."""
+
+
+def note_unreferenced(
+    state: StateFolder, sizes: Mapping[str, int], clock_ns: int
+) -> dict[str, int]:
+    """Remembers which objects nothing refers to now, by their sizes; returns for how many
+    nanoseconds each has been so, as far as the clock is believed.
 
     What is referred to again, or has another size, begins anew when it is seen once more.
     Raises OSError when that cannot be remembered.
     """
     path = state.path / "unreferenced"
     before = _noted(path)
+    passed_ns = 0
+    if before.clock_ns is not None:
+        passed_ns = read_clock(before.clock_ns, clock_ns).counted_ns - before.clock_ns
     after = {}
     for name, size in sizes.items():
-        noted_size, time_ns = before.get(name, (size, now_ns))
-        # A clock that was set back must not put it off for years.
-        is_same = noted_size == size and time_ns <= now_ns
-        after[name] = size, time_ns if is_same else now_ns
-    if after != before:
-        write_atomically(path, json.dumps(after).encode())
-    return {name: time_ns for name, (_, time_ns) in after.items()}
+        noted_size, age_ns = before.objects.get(name, (None, 0))
+        after[name] = size, age_ns + passed_ns if noted_size == size else 0
+    write_atomically(path, json.dumps({"clock_ns": clock_ns, "objects": after}).encode())
+    return {name: age_ns for name, (_, age_ns) in after.items()}
 
 
-def _noted(path: Path) -> dict[str, tuple[int, int]]:
-    """Returns sizes and times by name; what cannot be read was never noted."""
+def _noted(path: Path) -> _Noted:
+    """Returns what was noted; what cannot be read never was."""
     try:
-        return {
-            str(name): (int(size), int(time_ns))
-            for name, (size, time_ns) in json.loads(path.read_text()).items()
+        noted = json.loads(path.read_text())
+        objects = {
+            str(name): (int(size), int(age_ns)) for name, (size, age_ns) in noted["objects"].items()
         }
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+        return _Noted(int(noted["clock_ns"]), objects)
+    except (OSError, ValueError, TypeError, AttributeError, LookupError):
+        return _Noted()
 
 
 def is_ours(keys: VaultKeys, name: str, data: bytes) -> bool:

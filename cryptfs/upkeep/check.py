@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from cryptfs.crypto.keys import VaultKeys
+from cryptfs.errors import IntegrityError
 from cryptfs.ids import ClockNs
 from cryptfs.remote.base import ObjectInfo, Remote
 from cryptfs.store.garbage import Garbage
@@ -26,6 +26,7 @@ from cryptfs.upkeep.check_state import check_state
 from cryptfs.upkeep.findings import MOST_FILES, Finding, Severity
 from cryptfs.upkeep.gc_plan import GRACE_DAYS
 from cryptfs.upkeep.inventory import Checkable, Inventory, OnBytes, Tally
+from cryptfs.upkeep.retention import DAY_NS
 
 
 @dataclass(slots=True)
@@ -54,7 +55,7 @@ class Scale:
     """What an earlier life of this check has opened already."""
     on_bytes: OnBytes | None = None
     clock_ns: ClockNs | None = None
-    """To remember since when objects have been unreferenced; else that is not remembered."""
+    """To remember how long objects have been unreferenced; else that is not remembered."""
 
 
 async def check(
@@ -109,6 +110,21 @@ async def examine_metadata(
     return examined
 
 
+def refused_findings(examined: Examined, error: IntegrityError | None, epoch: int) -> list[Finding]:
+    """Tells why this device, which has ``epoch``, could not go on along the line, unless what was
+    found says it already: objects may be whole one by one, and contradict each other.
+    """
+    is_told = any(finding.kind.startswith("commit-") for finding in examined.line.findings)
+    if error is None or is_told:
+        return []
+    where = f"go on beyond epoch {epoch}" if epoch else "read the vault"
+    return [Finding(
+        Severity.LOSS, "epoch-refused", f"this device cannot {where}: {error}",
+        "nothing is changed here or in the vault; run cryptfs check on the device that published "
+        "it, and copy what you need of the files there",
+    )]  # fmt: skip
+
+
 async def _check_metadata(
     examined: Examined, state: StateFolder, line: Line, inventory: Inventory, tally: Tally
 ) -> None:
@@ -139,32 +155,30 @@ def _unclaimed(
                 "repair that first; nothing of these is touched before",
             )  # fmt: skip
         return
-    since: dict[str, int] = {}
-    now_ns = 0
+    ages: dict[str, int] = {}
     if clock_ns is not None:
-        now_ns = clock_ns()
         with suppress(OSError):  # a full disk: then the time begins with the next check
-            since = note_unreferenced(state, sizes, now_ns)
-    examined.abandoned += [name for name in since if now_ns - since[name] >= GRACE_NS]
+            ages = note_unreferenced(state, sizes, clock_ns())
+    examined.abandoned += [name for name in ages if ages[name] >= GRACE_NS]
     names = sorted(sizes)
     # What one interrupted upload left may be many, and is told at once.
     for some in [[name] for name in names] if len(names) <= MOST_FILES else [names]:
         yield _unreferenced(
             {name: sizes[name] for name in some},
-            {name: since[name] for name in some if name in since},
+            max((ages.get(name, 0) for name in some), default=0),
             [name for name in some if name in examined.abandoned],
         )
 
 
-def _unreferenced(sizes: dict[str, int], since: dict[str, int], abandoned: list[str]) -> Finding:
+def _unreferenced(sizes: dict[str, int], age_ns: int, abandoned: list[str]) -> Finding:
     size_bytes = sum(sizes.values())
     one = next(iter(sizes)) if len(sizes) == 1 else None
     what = f"{one} ({size_bytes:,} bytes) belongs"
     if one is None:
         what = f"{len(sizes)} objects ({size_bytes:,} bytes), such as {min(sizes)}, belong"
     sentence = f"{what} to nothing that was published"
-    if since:
-        sentence += f"; the first was seen so on {_day(min(since.values()))}"
+    if age_ns >= DAY_NS:
+        sentence += f", as this device has seen for {age_ns // DAY_NS} days"
     advice = (
         "nothing needs to be done: a device that was interrupted left that behind, or is "
         f"publishing it just now; what has been so for {GRACE_DAYS} days, check --repair deletes"
@@ -172,7 +186,3 @@ def _unreferenced(sizes: dict[str, int], since: dict[str, int], abandoned: list[
     if abandoned:
         advice += f" ({len(abandoned)} by now)"
     return Finding(Severity.NOTICE, "unreferenced", sentence, advice, one)
-
-
-def _day(time_ns: int) -> str:
-    return datetime.fromtimestamp(time_ns / 10**9).astimezone().strftime("%Y-%m-%d")

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -38,6 +39,7 @@ from cryptfs.format.metadata import (
 from cryptfs.format.names import (
     CHECKPOINTS,
     COMMITS,
+    PACKS,
     NameKind,
     checkpoint_name,
     commit_name,
@@ -59,6 +61,7 @@ from cryptfs.store.garbage import (
     read_usage,
 )
 from cryptfs.sync.publish import Publisher
+from cryptfs.upkeep.abandoned import note_unreferenced
 from cryptfs.upkeep.devices import Devices
 from cryptfs.upkeep.gc_plan import (
     EVERYTHING,
@@ -167,7 +170,6 @@ class Collector:
         line, sizes = await self._plan_line(keeping, now_ns)
         dead = self._garbage.dead_objects()
         ready = tuple(one for one in dead if one.epoch <= line.newest_checkpoint)
-        later = [one for one in dead if one.epoch > line.newest_checkpoint]
         names = [*map(commit_name, line.commits), *map(checkpoint_name, line.checkpoints)]
         plan = Plan(
             forget=len(self._epochs()) - len(kept),
@@ -175,7 +177,6 @@ class Collector:
             line=line,
             line_bytes=sum(sizes[name] for name in names),
             dead=ready,
-            dead_later=Sum(len(later), sum(one.size for one in later)),
             kept_size_bytes=sum(pack.size for pack in usage.packs),
             kept_live_bytes=usage.live_bytes,
         )
@@ -257,6 +258,7 @@ class Collector:
             await self._settler.settle()
             await self._delete(run, limits)
             run.problems += await self.resealing.finish(self._publisher)
+            await self._note_unreferenced()
             self._garbage.note_done(_DONE, self._clock_ns())
             await self._settler.settle()
             report = run.report()
@@ -437,6 +439,16 @@ class Collector:
             open_with_any, parse, data, self._source.keys, epoch
         )
         return len(data), envelope
+
+    async def _note_unreferenced(self) -> None:
+        """Lets the grace pass of what no row leads to, for ``check --repair`` (abandoned.py)."""
+        sizes = {}
+        for info in await self._source.remote.list(PACKS):
+            name = parse_name(info.name)
+            if name is not None and not self._garbage.has_pack(name.raw):
+                sizes[info.name] = info.size
+        with suppress(OSError):  # a full disk: then the time passes from the next one on
+            note_unreferenced(self._source.state, sizes, self._clock_ns())
 
     async def _delete_dead(self, run: _Run, dead: DeadObject) -> None:
         name = parse_name(dead.name)

@@ -270,8 +270,6 @@ class Plan:
     """Of the commits and checkpoints that go, without their further parts."""
     dead: tuple[DeadObject, ...]
     """May be deleted at once."""
-    dead_later: Sum
-    """Dead, and waiting for a checkpoint."""
     kept_size_bytes: int
     """Of all packs that are part of the vault."""
     kept_live_bytes: int

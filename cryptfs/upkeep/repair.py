@@ -48,21 +48,23 @@ def tidy_up(source: Checkable, found: Examined) -> None:
 async def _abandoned(source: Checkable, found: Examined) -> list[Step]:
     ours, size_bytes = [], 0
     for name in found.abandoned:
-        try:
-            data = await source.remote.get(name)
-        except (ObjectNotFound, IntegrityError):  # gone, or longer than any object of ours
-            continue
-        if await trio.to_thread.run_sync(is_ours, source.keys, name, data):
+        data = await _read_ours(source, name)
+        if data is not None:
             ours.append(name)
             size_bytes += len(data)
     if not ours:
         return []
 
     async def delete() -> None:
-        if max(await listed_numbers(source.remote, COMMITS), default=0) > found.line.head:
-            return  # what was published since may need them: the next check tells
         for name in ours:
+            data = await _read_ours(source, name)
+            # What was published since may need them: the next check tells.
+            if data is None or await _head(source) > found.line.head:
+                return
             await source.remote.delete(name)
+            if await _head(source) > found.line.head:
+                await source.remote.create(name, data)
+                return
 
     what = "1 object" if len(ours) == 1 else f"{len(ours)} objects"
     sentence = (
@@ -70,6 +72,19 @@ async def _abandoned(source: Checkable, found: Examined) -> list[Step]:
         "have not for 14 days"
     )
     return [Step(sentence, delete, deletes=True)]
+
+
+async def _read_ours(source: Checkable, name: str) -> bytes | None:
+    try:
+        data = await source.remote.get(name)
+    except (ObjectNotFound, IntegrityError):  # gone, or longer than any object of ours
+        return None
+    is_it = await trio.to_thread.run_sync(is_ours, source.keys, name, data)
+    return data if is_it else None
+
+
+async def _head(source: Checkable) -> int:
+    return max(await listed_numbers(source.remote, COMMITS), default=0)
 
 
 def _copies(source: Checkable, found: Examined) -> list[Step]:

@@ -47,7 +47,6 @@ class Step:
 
     done_bytes: int
     total_bytes: int
-    done_entries: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,8 +436,7 @@ class _Restore:
     def _advance(self, size_bytes: int) -> None:
         self._done_bytes += size_bytes
         if self._on_progress is not None:
-            done = self._tally.restored + self._tally.skipped
-            self._on_progress(Step(self._done_bytes, self._total_bytes, done))
+            self._on_progress(Step(self._done_bytes, self._total_bytes))
 
 
 def _length(pieces: Pieces) -> int:

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from cryptfs.format.metadata import object_digest
 from cryptfs.format.names import commit_name, header_name
+from cryptfs.ids import ROOT_INODE, ObjectKind
 from cryptfs.store.database import Database
+from tests.cli.conftest import MakeMachine
 from tests.cli.session import Machine
-from tests.vectors.seeded import KEY, KEYS
+from tests.vectors.seeded import KEY, KEYS, compress, forge
 
 
 def state_of(machine: Machine) -> Path:
@@ -155,6 +158,45 @@ def test_a_vault_that_cannot_be_opened_is_looked_into(filled: Machine) -> None:
     shutil.rmtree(state)
     (filled.folder / "old state").rename(state)
     filled.do("check", "--repair", "--yes", *filled.password, filled.vault)
+
+
+def forge_commit(machine: Machine, epoch: int, **tables: object) -> None:
+    """Publishes what no program would, with the keys of the vault."""
+    parent = bytes(32)
+    if epoch > 1:
+        parent = object_digest((machine.vault / commit_name(epoch - 1)).read_bytes())
+    body = {
+        "epoch": epoch, "time_ns": 1, "device": 5, "device_name": "theirs", "parent": parent,
+        "dedup": True, "parts": [], "former_keys": [], "rows": {}, "past": {}, "gone": {}, **tables,
+    }  # fmt: skip
+    path = machine.vault / commit_name(epoch)
+    path.unlink(missing_ok=True)
+    path.write_bytes(
+        forge(ObjectKind.COMMIT, path.relative_to(machine.vault).as_posix(), compress(body))
+    )
+
+
+def test_an_epoch_that_no_device_can_apply_is_told(
+    filled: Machine, make_machine: MakeMachine
+) -> None:
+    """Each object of it is whole: what is wrong shows only when it is applied."""
+    machines = (filled, make_machine("laptop"))
+    forge_commit(filled, 3, gone={"inode": [[ROOT_INODE]]})
+    for machine in machines:
+        said = machine.run("check", *machine.password, filled.vault)
+        assert said.code == 4
+        assert "LOSS: this device cannot go on beyond epoch 2: the rows have no root" in said.out
+        assert "on the device that published it" in said.out
+    (filled.vault / commit_name(3)).unlink()
+    for machine in machines:
+        assert "All is well" in machine.do("check", *machine.password, filled.vault).err
+
+
+def test_a_first_epoch_that_no_device_can_apply_is_told(machine: Machine) -> None:
+    forge_commit(machine, 1)
+    said = machine.run("check", *machine.password, machine.vault)
+    assert said.code == 4
+    assert "LOSS: this device cannot read the vault: the rows have no root folder" in said.out
 
 
 def test_a_mounted_vault_is_checked_and_says_so(filled: Machine) -> None:

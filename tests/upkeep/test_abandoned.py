@@ -8,12 +8,14 @@ import pytest
 
 from cryptfs.format.metadata import encode_part
 from cryptfs.format.names import pack_name
-from cryptfs.format.pack import PackWriter, filling_size
+from cryptfs.format.pack import PackWriter
 from cryptfs.format.rows import RowBatch
+from cryptfs.format.sizes import padded_size
 from cryptfs.ids import CHUNK_SIZE, ObjectKind
 from cryptfs.store.state import StateFolder
 from cryptfs.upkeep.abandoned import is_ours, note_unreferenced
-from tests.device import noise
+from cryptfs.upkeep.retention import DAY_NS
+from tests.device import START_NS, noise
 from tests.threats.tampering import flipped
 from tests.vectors.seeded import KEYS, OTHER_KEYS, SeededBytes
 
@@ -25,7 +27,7 @@ def pack(*chunks: bytes) -> bytes:
     random_bytes = SeededBytes("pack")
     writer = PackWriter(KEYS, NAME, random_bytes(32))
     data = writer.head + b"".join(writer.append(chunk)[1] for chunk in chunks)
-    return data + random_bytes(filling_size(writer.size))
+    return data + random_bytes(padded_size(writer.size) - writer.size)
 
 
 PART = encode_part(
@@ -60,14 +62,27 @@ def test_what_does_not_open_is_not(keys: object, data: bytes) -> None:
     assert not is_ours(keys, NAME, data)  # type: ignore[arg-type]
 
 
-def test_it_is_remembered_since_when(tmp_path: Path) -> None:
+def test_it_is_remembered_for_how_long(tmp_path: Path) -> None:
     state = StateFolder(tmp_path, bytes(16))
     state.make()
-    assert note_unreferenced(state, {"a": 4096, "b": 4096}, 100) == {"a": 100, "b": 100}
-    assert note_unreferenced(state, {"a": 4096, "b": 8192}, 200) == {"a": 100, "b": 200}
-    assert note_unreferenced(state, {"b": 8192}, 300) == {"b": 200}
-    assert note_unreferenced(state, {"a": 4096}, 400) == {"a": 400}, "it was needed meanwhile"
-    assert note_unreferenced(state, {"a": 4096}, 50) == {"a": 50}, "the clock was set back"
-    for spoilt in ("{", "[]", '{"a": 3}', '{"a": [4096]}', '{"a": [4096, "x"]}', '{"a": null}'):
-        (state.path / "unreferenced").write_text(spoilt)
-        assert note_unreferenced(state, {"a": 4096}, 60) == {"a": 60}
+    assert note_unreferenced(state, {"a": 4096, "b": 4096}, 100) == {"a": 0, "b": 0}
+    assert note_unreferenced(state, {"a": 4096, "b": 8192}, 200) == {"a": 100, "b": 0}
+    assert note_unreferenced(state, {"b": 8192}, 300) == {"b": 100}
+    assert note_unreferenced(state, {"a": 4096}, 400) == {"a": 0}, "it was needed meanwhile"
+    for objects in ("3", '{"a": 3}', '{"a": [4096]}', '{"a": [4096, "x"]}', '{"a": null}'):
+        for spoilt in ("{", "[]", objects, f'{{"clock_ns": 1, "objects": {objects}}}'):
+            (state.path / "unreferenced").write_text(spoilt)
+            assert note_unreferenced(state, {"a": 4096}, 60) == {"a": 0}
+
+
+@pytest.mark.parametrize("jump_days", [-4000, -20, 20, 4000])
+def test_a_clock_that_is_wrong_for_once_makes_nothing_old(tmp_path: Path, jump_days: int) -> None:
+    state = StateFolder(tmp_path, bytes(16))
+    state.make()
+    day = START_NS // DAY_NS
+    ages = [
+        note_unreferenced(state, {"a": 4096}, (day + shown) * DAY_NS)["a"] / DAY_NS
+        for shown in (0, 1, jump_days, 2, 3)
+    ]
+    assert ages == sorted(ages)
+    assert ages[-1] <= 3 + 3, "three days passed, and three are believed of the jump"

@@ -14,10 +14,11 @@ from cryptfs.opening import open_vault
 from cryptfs.remote.base import Remote
 from cryptfs.store.state import StateFolder
 from cryptfs.unlock import Unlocked
-from cryptfs.upkeep.abandoned import GRACE_NS
 from cryptfs.upkeep.check import Examined
 from cryptfs.upkeep.findings import Severity
+from cryptfs.upkeep.gc_plan import GRACE_DAYS
 from cryptfs.upkeep.put_back import set_aside
+from cryptfs.upkeep.retention import DAY_NS
 from tests.device import Device, look, noise, write_file
 from tests.remotes.faulty import Call, FaultyRemote
 from tests.threats.tampering import flipped, replace
@@ -353,6 +354,27 @@ async def test_the_good_bytes_are_set_aside_before_the_damaged_go(full: Device) 
 # -- what was left behind ------------------------------------------------------------------------
 
 
+async def pass_days(device: Device, days: int) -> None:
+    """Days in which a mount cleans up as ever."""
+    for _ in range(days):
+        device.clock.now_ns += DAY_NS
+        async with device.opened(background=False) as vault:
+            await vault.collector.run_in_background()
+
+
+async def leave_behind(dead: Device) -> str:
+    """Dies between its packs and its commit; returns the name of a pack."""
+    before = dead.objects("packs").keys()
+    dead.around_remote = dying_in("create", "commits/", done=False)
+    async with dead.opened(background=False) as vault:
+        await write_file(vault, b"never", noise(300_000, "never"))
+        with pytest.raises(VaultUnreachable):
+            await vault.publisher.publish()
+    dead.around_remote = lambda remote: remote
+    (left_behind,) = dead.objects("packs").keys() - before
+    return left_behind
+
+
 async def test_what_an_interrupted_device_left_goes_after_its_grace(
     device: Device, tmp_path: Path
 ) -> None:
@@ -362,13 +384,7 @@ async def test_what_an_interrupted_device_left_goes_after_its_grace(
         await vault.publisher.publish()
     before = stored(device)
     dead = device.second(tmp_path / "dead", "dead")
-
-    dead.around_remote = dying_in("create", "commits/", done=False)
-    async with dead.opened(background=False) as vault:
-        await write_file(vault, b"never", noise(300_000, "never"))
-        with pytest.raises(VaultUnreachable):
-            await vault.publisher.publish()
-    (left_behind,) = stored(device).keys() - before.keys()
+    left_behind = await leave_behind(dead)
     foreign = pack_name(b"not of this vault"[:16])
     (device.remote_folder / foreign).write_bytes(bytes(4096))
 
@@ -377,10 +393,39 @@ async def test_what_an_interrupted_device_left_goes_after_its_grace(
         ("unreferenced", name) for name in sorted((left_behind, foreign))
     ]
     assert found.findings[0].severity is Severity.NOTICE
-    device.clock.now_ns += GRACE_NS - 10**9
+    device.clock.now_ns += 10 * GRACE_DAYS * DAY_NS
+    assert (await repaired(device))[0] == [], "a clock may be wrong"
+    await pass_days(device, 10)
     assert (await repaired(device))[0] == [], "its maker may be publishing it"
-    device.clock.now_ns += 2 * 10**9
+    device.clock.now_ns += DAY_NS
     (done,), left = await repaired(device)
     assert "delete 1 object with 524,288 bytes" in done
     assert stored(device) == before | {foreign: bytes(4096)}, "which opens with no key of ours"
     assert [(one.kind, one.object) for one in left.findings] == [("unreferenced", foreign)]
+
+
+async def test_who_slept_in_the_middle_of_an_upload_loses_nothing(
+    device: Device, tmp_path: Path
+) -> None:
+    """Its commit comes at the very moment at which what it sent is deleted."""
+    asleep = device.second(tmp_path / "asleep", "asleep")
+    left_behind = await leave_behind(asleep)
+    await repaired(device)
+    await pass_days(device, GRACE_DAYS)
+    async with asleep.opened(background=False) as vault:
+        woken: list[str] = []
+
+        class Waking(FaultyRemote):
+            async def delete(self, name: str) -> None:
+                woken.append(name)
+                await vault.publisher.publish()
+                await super().delete(name)
+
+        device.around_remote = Waking
+        await repaired(device)
+    assert woken == [left_behind]
+    device.around_remote = lambda remote: remote
+    assert left_behind in device.objects("packs")
+    assert [one for one in (await checked(device)).findings] == []
+    async with device.opened(background=False) as vault:
+        assert (await look(vault))[b"/never"].content == noise(300_000, "never")
