@@ -455,11 +455,15 @@ class Rebase:
                 (self._progress.open_epoch, WAITING),
             )
 
-    def count_links(self, ids: Collection[int]) -> None:
-        """Sets the link counts of inodes to what the tables hold."""
+    def count_links(self, ids: Collection[int]) -> set[int]:
+        """Sets the link counts of inodes to what the tables hold; returns those that waited with
+        another one.
+        """
         counted = (
             (InodeRow._make(row), nlink)
             for nlink, *row in self._each(ids, f"{_LINKS}, {_INODE}", "inode", "id")
         )
-        for row in [row._replace(nlink=nlink) for row, nlink in counted if row.nlink != nlink]:
-            self.put_inode(row)
+        wrong = [(row, nlink) for row, nlink in counted if row.nlink != nlink]
+        for row, nlink in wrong:
+            self.put_inode(row._replace(nlink=nlink))
+        return {row.id for row, _ in wrong if row.since == WAITING}

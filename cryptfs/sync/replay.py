@@ -145,9 +145,10 @@ class Replay:
             free_name=self._free_name,
         )
         self._write(merged)
-        self._count_links(merged)
+        recounted = self._count_links(merged)
         # Before what waits is dated: that did not change for anybody here.
         self.touched = _Difference(self._database, self._rebase, self._mine, merged).touched()
+        self.touched |= Touched(attributes=frozenset(recounted))
         rebase.date_waiting()
         self._keep_held(merged)
         rebase.bring_back_places()
@@ -227,10 +228,10 @@ class Replay:
         self._rebase.put_xattrs(id, dict(node.xattrs))
         self._rebase.put_extents(id, self._mine.extents.get(source, {}))
 
-    def _count_links(self, merged: Merged) -> None:
+    def _count_links(self, merged: Merged) -> set[int]:
         folders = {folder for folder, _ in merged.side.links}
         before = {folder for folder, _ in self._sides.theirs.links}
-        self._rebase.count_links({*merged.side.nodes, *folders, *before})
+        return self._rebase.count_links({*merged.side.nodes, *folders, *before})
 
     # -- open files ------------------------------------------------------------------------
 

@@ -183,6 +183,10 @@ CASES: dict[str, tuple[Work, Work, Work, dict[str, bytes | None]]] = {
         nothing, writing(b"f", b"file"), all_of(folder(b"f"), writing(b"f/a", b"1")),
         {"f": b"file", "f (conflict, laptop, DATE)": None, "f (conflict, laptop, DATE)/a": b"1"},
     ),
+    "a folder put into a new one here, renamed there": (
+        folder(b"d"), moving(b"d", b"e"), all_of(folder(b"n"), moving(b"d", b"n/d")),
+        {"e": None, "n": None},
+    ),
     "a circle: what is published stays": (
         all_of(folder(b"f"), folder(b"g")), moving(b"f", b"g/f"), moving(b"g", b"f/g"),
         {"g": None, "g/f": None},

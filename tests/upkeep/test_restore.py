@@ -380,7 +380,8 @@ async def test_a_folder_within_itself_is_restored_once(
         photos = view.tree.inode_of_entry(1, b"photos")
         assert photos is not None
         view.database.execute(
-            "INSERT INTO dirent (parent, position, name, inode, since) VALUES (?1, 99, x'696e', ?1, 1)",
+            "INSERT INTO dirent (parent, position, name, inode, since) "
+            "VALUES (?1, 99, x'696e', ?1, 1)",
             (photos.id,),
         )
         done = await restore(view, tmp_path / "out", paths)
