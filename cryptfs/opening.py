@@ -22,10 +22,11 @@ from cryptfs.format.names import header_name, parse_name
 from cryptfs.ids import random_device
 from cryptfs.remote.base import Remote
 from cryptfs.store.database import Database, StateDamaged, is_damage, unsaved_names
+from cryptfs.store.durable import write_atomically
 from cryptfs.store.progress import Progress
 from cryptfs.store.rekeying import finish_moving
 from cryptfs.store.spool import Spool
-from cryptfs.store.state import StateFolder, write_atomically
+from cryptfs.store.state import StateFolder
 from cryptfs.store.tree import Tree
 from cryptfs.unlock import SlotRequest, Unlocked, keep_header, new_slot
 from cryptfs.upkeep.check_state import Rebuilt

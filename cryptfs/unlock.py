@@ -44,8 +44,9 @@ from cryptfs.format.metadata import Envelope, parse_commit
 from cryptfs.format.names import COMMITS, HEADERS, commit_name, header_name
 from cryptfs.ids import RandomBytes
 from cryptfs.remote.base import Remote
+from cryptfs.store.durable import write_atomically
 from cryptfs.store.rekeying import former_state, move_state
-from cryptfs.store.state import Seen, StateFolder, known_states, write_atomically
+from cryptfs.store.state import Seen, StateFolder, known_states
 from cryptfs.sync.key_change import require_finished_change
 from cryptfs.sync.listing import listed_numbers
 

@@ -33,6 +33,7 @@ from cryptfs.sync.kept import KeptLine
 from cryptfs.sync.publish import Publisher
 from cryptfs.sync.pull import Puller
 from cryptfs.sync.replay import Followed, Replay
+from cryptfs.sync.vault_line import VaultLine
 from cryptfs.upkeep.conflict_requests import (
     CONFLICT_REQUESTS,
     answer_about_conflicts,
@@ -103,8 +104,9 @@ class Vault:
         """Awaited when the vault followed its line, with what that changed."""
         self.follower = Follower(
             view.database, view.progress, view.content, self.settler, self.publisher,
-            self.puller, self._new_replay, stranded=lambda: files.stranded,
-            random_bytes=around.random_bytes, on_followed=self._note_followed,
+            VaultLine(view.progress, view.remote, view.keys), self.puller, self._new_replay,
+            stranded=lambda: files.stranded, random_bytes=around.random_bytes,
+            on_followed=self._note_followed,
         )  # fmt: skip
         self.points = Points(view.database, view.tree, view.progress)
         self.devices = Devices(

@@ -26,6 +26,7 @@ from typing import Any, Final, TypeAlias
 import apsw
 
 from cryptfs.errors import CryptfsError, OutOfSpace
+from cryptfs.store.durable import sync_folder
 from cryptfs.store.schema import LATER_TABLES, SCHEMA_VERSION, schema
 
 Value: TypeAlias = int | bytes | str | None
@@ -326,15 +327,7 @@ class Database:
             with suppress(OSError):
                 os.pwrite(self._log_fd, bytes(_LOG_RESERVED - length), length)
                 os.fdatasync(self._log_fd)
-        self._sync_names()
-
-    def _sync_names(self) -> None:
-        """Makes the names of database and log durable: SQLite leaves that to its own syncs."""
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self.path.parent)  # SQLite leaves the names to its own syncs
 
     def close(self) -> None:
         """Takes back what was not committed, copies the log into the database, and closes.

@@ -142,6 +142,10 @@ class Progress:
             )
         ]
 
+    def digests(self) -> dict[int, bytes]:
+        """Returns the digests of all known published epochs, by their numbers."""
+        return {epoch.number: epoch.digest for epoch in self.epochs()}
+
     def count_epochs(self) -> int:
         """Returns how many published epochs are known."""
         return int(self._database.value("SELECT count(*) FROM epoch"))

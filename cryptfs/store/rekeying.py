@@ -22,7 +22,7 @@ import apsw
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.errors import CryptfsError, OutOfSpace, VaultBusy
 from cryptfs.store.database import Database, is_damage, rekey_file
-from cryptfs.store.spool import sync_folder
+from cryptfs.store.durable import sync_folder
 from cryptfs.store.state import StateFolder
 
 log = logging.getLogger(__name__)

@@ -31,6 +31,7 @@ from cryptfs.format.pack import ChunkPlace, PackWriter
 from cryptfs.format.sizes import padded_size
 from cryptfs.ids import RandomBytes
 from cryptfs.store.append_file import AppendFile, DirectBuffer
+from cryptfs.store.durable import sync_folder
 
 NAME_SIZE: Final = 16
 SALT_SIZE: Final = 32
@@ -241,15 +242,6 @@ class Spool:
             if filling.name not in self._unsynced:
                 filling.file.close()
         self._unsynced, self._filling, self._full = {}, None, []
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in the folder durable: syncing a file does not promise its name."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _no_room(folder: Path, error: OSError) -> OutOfSpace:

@@ -35,6 +35,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cryptfs.errors import CryptfsError, VaultBusy
+from cryptfs.store.durable import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -239,22 +240,3 @@ def known_states(root: Path) -> Iterator[StateFolder]:
         except ValueError:
             continue
         yield StateFolder(root, vault_id)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replaces a file; after a crash it is the old or the new one. Mode 0600."""
-    new = path.with_name(path.name + ".new")
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.replace(new, path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

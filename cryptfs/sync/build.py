@@ -6,7 +6,6 @@ to the spool, one in memory at a time; the object that names them is returned.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +25,10 @@ from cryptfs.format.metadata import (
 from cryptfs.format.rows import EpochRow, RowBatch
 from cryptfs.ids import ObjectKind, RandomBytes
 from cryptfs.store.database import Database
+from cryptfs.store.durable import sync_folder, write_synced
 from cryptfs.store.exchange import checkpoint_batches, commit_batches
 from cryptfs.store.progress import Progress, Publication
-from cryptfs.store.spool import NAME_SIZE, Spool, spool_file, sync_folder
+from cryptfs.store.spool import NAME_SIZE, Spool, spool_file
 
 
 class Builder:
@@ -117,14 +117,7 @@ class Builder:
 def write_durably(path: Path, data: bytes) -> None:
     """Both the bytes and the name: a row will say that the file is there."""
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        write_synced(path, data)
         sync_folder(path.parent)
     except OSError as error:
         raise OutOfSpace(f"cannot write to {path.parent}: {error.strerror}") from error

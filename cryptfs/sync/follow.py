@@ -22,8 +22,9 @@ from cryptfs.store.content import Content
 from cryptfs.store.database import Database
 from cryptfs.store.progress import Progress
 from cryptfs.sync.publish import Publisher, Upload
-from cryptfs.sync.pull import Ahead, Arrived, Puller
+from cryptfs.sync.pull import Arrived, Puller
 from cryptfs.sync.replay import Conflict, Followed, Replay, Touched
+from cryptfs.sync.vault_line import Ahead, VaultLine
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Follower:
         content: Content,
         settler: Settler,
         publisher: Publisher,
+        line: VaultLine,
         puller: Puller,
         new_replay: Callable[[], Replay],
         *,
@@ -51,6 +53,7 @@ class Follower:
         self._content = content
         self._settler = settler
         self._publisher = publisher
+        self._line = line
         self._puller = puller
         self._new_replay = new_replay
         self._stranded = stranded
@@ -71,10 +74,10 @@ class Follower:
     async def _follow(self, *, mounted: bool, accept_rollback: bool) -> Followed:
         async with self._publisher.standing_still():
             publication = self._progress.publication()
-            if publication is not None and await self._puller.is_published(publication):
+            if publication is not None and await self._line.is_published(publication):
                 await self._publisher.finish(publication)
-            ahead = await self._puller.look(accept_rollback=accept_rollback)
-            if publication is not None and publication.refused and self._puller.is_atomic:
+            ahead = await self._line.look(accept_rollback=accept_rollback)
+            if publication is not None and publication.refused and self._line.is_atomic:
                 # It is there, whatever a listing shows that may be late.
                 ahead = replace(ahead, head=max(ahead.head, publication.epoch))
             seen = self._progress.published_epoch

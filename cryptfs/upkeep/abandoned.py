@@ -32,7 +32,8 @@ from cryptfs.crypto.seal import SALT_SIZE, TAG_SIZE, ObjectOpener
 from cryptfs.errors import IntegrityError
 from cryptfs.format.pack import RAW, ZSTD, ChunkPlace, open_chunk
 from cryptfs.ids import CHUNK_SIZE, ObjectKind
-from cryptfs.store.state import StateFolder, write_atomically
+from cryptfs.store.durable import write_atomically
+from cryptfs.store.state import StateFolder
 from cryptfs.upkeep.gc_plan import GRACE_DAYS, read_clock
 from cryptfs.upkeep.retention import DAY_NS
 

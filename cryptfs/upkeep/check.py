@@ -78,9 +78,7 @@ async def examine(source: Checkable, listed: Sequence[ObjectInfo], scale: Scale)
     examined = Examined()
     examined.findings += [finding async for finding in check_state(source)]
     is_readable = not examined.findings
-    digests = (
-        {epoch.number: epoch.digest for epoch in source.progress.epochs()} if is_readable else {}
-    )
+    digests = source.progress.digests() if is_readable else {}
     line = Line(source.keys, digests, KeptLine(source.state.line))
     await _check_metadata(examined, source.state, line, inventory, tally)
     if is_readable:

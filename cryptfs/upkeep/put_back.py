@@ -20,8 +20,8 @@ import trio
 
 from cryptfs.errors import CryptfsError, ObjectExists, OutOfSpace
 from cryptfs.remote.base import Remote
-from cryptfs.store.spool import sync_folder
-from cryptfs.store.state import StateFolder, write_atomically
+from cryptfs.store.durable import sync_folder, write_atomically
+from cryptfs.store.state import StateFolder
 
 
 def set_aside(state: StateFolder, name: str) -> Path:

@@ -13,7 +13,8 @@ from cryptfs.errors import FormatError, IntegrityError
 from cryptfs.format.header import Header, encode_header, parse_header
 from cryptfs.format.names import MAX_SEQUENCE, header_name
 from cryptfs.remote.base import Remote
-from cryptfs.store.state import Seen, StateFolder, write_atomically
+from cryptfs.store.durable import write_atomically
+from cryptfs.store.state import Seen, StateFolder
 from cryptfs.upkeep.check_headers import HeaderReport
 from cryptfs.upkeep.steps import Step
 

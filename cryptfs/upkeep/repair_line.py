@@ -108,7 +108,7 @@ class LineRepair:
                 parse_part(there, one, source.keys, of=ObjectKind.CHECKPOINT, epoch=broken.epoch)
         except (IntegrityError, ObjectNotFound):
             return False
-        digests = {epoch.number: epoch.digest for epoch in source.progress.epochs()}
+        digests = source.progress.digests()
         return digests.get(broken.epoch, envelope.parent) == envelope.parent
 
     def _put_back(self, name: str, data: bytes) -> Step:

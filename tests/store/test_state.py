@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cryptfs.errors import CryptfsError, VaultBusy
-from cryptfs.store.state import Holder, Seen, StateFolder, known_states, write_atomically
+from cryptfs.store.state import Holder, Seen, StateFolder, known_states
 
 VAULT_ID = bytes(range(16))
 
@@ -181,30 +181,3 @@ def test_what_is_damaged_is_moved_aside_and_kept(state: StateFolder) -> None:
         assert (aside / "state.db-wal").read_bytes() == b"log"
         assert (aside / "spool" / "pack").read_bytes() == b"pack %d" % round
         assert aside.stat().st_mode & 0o777 == 0o700
-
-
-# -- small files ---------------------------------------------------------------------------------
-
-
-def test_a_small_file_is_the_old_or_the_new(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-    assert path.stat().st_mode & 0o777 == 0o600
-    for step in ("write", "fsync", "replace"):
-
-        class Died(BaseException):
-            pass
-
-        def die(*_: object) -> None:
-            raise Died
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, step, die)
-            with pytest.raises(Died):
-                write_atomically(path, b"new")
-        assert path.read_bytes() == b"old"
-    write_atomically(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

@@ -10,7 +10,8 @@ from cryptfs.format.metadata import parse_checkpoint, parse_commit
 from cryptfs.format.names import checkpoint_name, commit_name, header_name, pack_name
 from cryptfs.opening import Opened, open_as_it_is
 from cryptfs.remote.base import Remote
-from cryptfs.store.state import Seen, StateFolder, write_atomically
+from cryptfs.store.durable import write_atomically
+from cryptfs.store.state import Seen, StateFolder
 from cryptfs.unlock import Unlocked
 from cryptfs.upkeep.check import Examined, Scale, examine
 from cryptfs.upkeep.check_packs import EVERYTHING
