@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import stat
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -238,90 +238,149 @@ class Difference:
 
 
 def difference(database: Database, old: int, new: int) -> Difference:
-    """Compares two epochs by path. Reads all names and inodes of both.
+    """Compares two epochs by path. Reads what changed from one to the other, and the names that
+    went after both; of the rest the folders above.
 
     A folder counts as changed when its mode or owner did, not when something in it did.
     """
-    return _Comparison(_Names(database, old), _Names(database, new)).run()
-
-
-class _Names:
-    """All names and inodes at one epoch, in memory: some 300 bytes each."""
-
-    def __init__(self, database: Database, epoch: int):
-        self.folders: dict[int, dict[bytes, int]] = {}
-        for parent, name, inode in database.rows(
-            "SELECT parent, name, inode FROM dirent WHERE +since <= ?1 UNION ALL "
-            "SELECT parent, name, inode FROM dirent_past WHERE +since <= ?1 AND +until > ?1",
-            (epoch,),
-        ):
-            self.folders.setdefault(parent, {})[name] = inode
-        columns = "since, mode, uid, gid"
-        self.versions = {
-            row[0]: _Version._make(row[1:])
-            for row in database.rows(
-                f"SELECT id, {columns} FROM inode WHERE +since <= ?1 UNION ALL "
-                f"SELECT id, {columns} FROM inode_past WHERE +since <= ?1 AND +until > ?1",
-                (epoch,),
-            )
-        }
+    return _Comparison(database, old, new).run()
 
 
 class _Comparison:
-    def __init__(self, old: _Names, new: _Names):
-        self._old = old
-        self._new = new
+    """Of what both epochs have as it was, nothing is read but the folders above what differs."""
+
+    def __init__(self, database: Database, old: int, new: int):
+        self._database = database
+        self._span = {"first": min(old, new), "last": max(old, new)}
+        self._old, self._new = PastTree(database, old), PastTree(database, new)
+        went, came = self._differing("dirent", "parent, name, inode")
+        before, after = (went, came) if old <= new else (came, went)
+        self._old_links, self._new_links = _by_folder(before), _by_folder(after)
+        went, came = self._differing("inode", "id, since, mode, uid, gid")
+        before, after = (went, came) if old <= new else (came, went)
+        self._old_versions = {row[0]: _Version._make(row[1:]) for row in before}
+        self._new_versions = {row[0]: _Version._make(row[1:]) for row in after}
+        self._kept_links = self._find_kept_links()
+        self._paths: dict[int, bytes | None] = {ROOT_INODE: b""}
         self._added: list[bytes] = []
         self._changed: list[bytes] = []
         self._removed: list[bytes] = []
 
+    def _differing(self, table: str, columns: str) -> tuple[list[Row], list[Row]]:
+        """Returns the rows that the earlier epoch has and the later one has not, and the others."""
+        began = "since > :first AND since <= :last"
+        went = (
+            f"SELECT {columns} FROM {table}_past "
+            "WHERE until > :first AND until <= :last AND +since <= :first"
+        )
+        came = (
+            f"SELECT {columns} FROM {table} WHERE {began} UNION ALL "
+            f"SELECT {columns} FROM {table}_past WHERE {began} AND +until > :last"
+        )
+        rows = self._database.rows
+        return list(rows(went, self._span)), list(rows(came, self._span))
+
+    def _find_kept_links(self) -> dict[int, list[tuple[int, bytes]]]:
+        """Returns by inode the names that both epochs have, but those that are there still."""
+        kept: dict[int, list[tuple[int, bytes]]] = {}
+        for inode, parent, name in self._database.rows(
+            "SELECT inode, parent, name FROM dirent_past WHERE until > :last AND +since <= :first",
+            self._span,
+        ):
+            kept.setdefault(inode, []).append((parent, name))
+        for folder, names in self._old_links.items():
+            for name, inode in names.items():
+                if self._new_links.get(folder, {}).get(name) == inode:  # it went, and came back
+                    kept.setdefault(inode, []).append((folder, name))
+        return kept
+
     def run(self) -> Difference:
-        # Folders that both have, under one path and inode.
-        waiting, entered = [(b"", ROOT_INODE)], {ROOT_INODE}
-        while waiting:
-            path, folder = waiting.pop()
-            before = self._old.folders.get(folder, {})
-            after = self._new.folders.get(folder, {})
-            for name in before.keys() | after.keys():
-                old, new = before.get(name), after.get(name)
-                below = path + b"/" + name if path else name
-                if old is not None and old == new:
-                    if self._is_changed(old):
-                        self._changed.append(below)
-                    if self._is_folder(self._new, old) and old not in entered:
-                        entered.add(old)
-                        waiting.append((below, old))
-                elif old is not None and new is not None and not self._folders(old, new):
-                    self._changed.append(below)  # written anew and moved into place
-                else:
-                    if old is not None:
-                        self._collect(self._old, below, old, self._removed)
-                    if new is not None:
-                        self._collect(self._new, below, new, self._added)
+        in_both = self._old_versions.keys() & self._new_versions.keys()
+        for folder, name in self._links(filter(self._is_changed, in_both)):
+            above = self._path(folder)
+            if above is not None:
+                self._changed.append(above + name)
+        for folder in self._old_links.keys() | self._new_links.keys():
+            above = self._path(folder)
+            if above is not None:
+                self._compare_names(folder, above)
         return Difference(*map(tuple, map(sorted, (self._added, self._changed, self._removed))))
 
-    def _is_changed(self, inode: int) -> bool:
-        old, new = self._old.versions.get(inode), self._new.versions.get(inode)
-        if old is None or new is None or not stat.S_ISDIR(new.mode):
-            return old != new
-        return old[1:] != new[1:]
+    def _compare_names(self, folder: int, above: bytes) -> None:
+        old, new = self._old_links.get(folder, {}), self._new_links.get(folder, {})
+        for name in old.keys() | new.keys():
+            if old.get(name) != new.get(name):
+                self._compare(above + name, old.get(name), new.get(name))
 
-    def _is_folder(self, names: _Names, inode: int) -> bool:
-        version = names.versions.get(inode)
+    def _compare(self, path: bytes, old: int | None, new: int | None) -> None:
+        """Notes what became of a path that leads elsewhere in each epoch."""
+        was_folder = old is not None and self._is_folder(self._old, self._old_versions, old)
+        is_folder = new is not None and self._is_folder(self._new, self._new_versions, new)
+        if not (old is None or new is None or was_folder or is_folder):
+            self._changed.append(path)  # written anew and moved into place
+            return
+        if old is not None:
+            self._removed.extend(_walk(self._old, path, old, was_folder))
+        if new is not None:
+            self._added.extend(_walk(self._new, path, new, is_folder))
+
+    def _is_changed(self, inode: int) -> bool:
+        old, new = self._old_versions[inode], self._new_versions[inode]
+        return not stat.S_ISDIR(new.mode) or old[1:] != new[1:]
+
+    def _is_folder(self, tree: PastTree, versions: dict[int, _Version], id: int) -> bool:
+        version = versions.get(id) or tree.inode(id)
         return version is not None and stat.S_ISDIR(version.mode)
 
-    def _folders(self, old: int, new: int) -> bool:
-        """Whether one of them is a folder."""
-        return self._is_folder(self._old, old) or self._is_folder(self._new, new)
+    def _links(self, inodes: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+        """Yields the names that lead to one of the inodes in both epochs."""
+        wanted = list(inodes)
+        for inode in wanted:
+            yield from self._kept_links.get(inode, ())
+        for parent, name, since in self._database.rows_of(
+            wanted, "parent, name, since", "dirent", "inode"
+        ):
+            if since <= self._span["first"]:
+                yield parent, name
 
-    def _collect(self, names: _Names, path: bytes, inode: int, into: list[bytes]) -> None:
-        """Notes a path with everything below it."""
-        waiting, entered = [(path, inode)], {inode}
-        while waiting:
-            at, here = waiting.pop()
-            into.append(at)
-            for name, child in names.folders.get(here, {}).items():
+    def _path(self, folder: int) -> bytes | None:
+        """Returns what comes before the names in a folder that both epochs have at one place, and
+        None for others.
+        """
+        climbed: list[tuple[int, tuple[int, bytes]]] = []
+        at = folder
+        while at not in self._paths:
+            self._paths[at] = None  # as it stays for what is not there in both, or in a circle
+            link = next(self._links([at]), None)
+            if link is None or not self._is_folder(self._new, self._new_versions, at):
+                break
+            climbed.append((at, link))
+            at = link[0]
+        for inode, (parent, name) in reversed(climbed):
+            above = self._paths[parent]
+            self._paths[inode] = None if above is None else above + name + b"/"
+        return self._paths[folder]
+
+
+def _by_folder(links: Iterable[Row]) -> dict[int, dict[bytes, int]]:
+    folders: dict[int, dict[bytes, int]] = {}
+    for parent, name, inode in links:
+        folders.setdefault(parent, {})[name] = inode
+    return folders
+
+
+def _walk(tree: PastTree, path: bytes, inode: int, is_folder: bool) -> Iterator[bytes]:
+    """Yields a path with everything below it."""
+    yield path
+    waiting, entered = [(path, inode)] if is_folder else [], {inode}
+    while waiting:
+        at, folder = waiting.pop()
+        for _, name, child in tree.entries(folder):
+            below = at + b"/" + name
+            if stat.S_ISDIR(child.mode):
                 # A folder has one name; with two, hostile rows would make a walk without end.
-                if not self._is_folder(names, child) or child not in entered:
-                    entered.add(child)
-                    waiting.append((at + b"/" + name, child))
+                if child.id in entered:
+                    continue
+                entered.add(child.id)
+                waiting.append((below, child.id))
+            yield below

@@ -10,7 +10,6 @@ All this is one transaction: whoever begins it commits it, or takes it back whol
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -156,8 +155,8 @@ class Rebase:
         ):
             mine.xattrs.setdefault(inode, {})[name] = value
         for sql in (
-            f"SELECT DISTINCT inode FROM extent_past AS past WHERE {BASE}",
-            f"SELECT DISTINCT inode FROM extent WHERE {CHANGED}",
+            f"SELECT inode FROM extent_past AS past WHERE {BASE}",
+            f"SELECT inode FROM extent WHERE {CHANGED}",
             "SELECT past.id FROM inode_past AS past JOIN inode ON inode.id = past.id "
             f"WHERE {BASE} AND past.size <> inode.size",
         ):
@@ -167,10 +166,12 @@ class Rebase:
     def _note_contents(self, mine: Mine, held: Iterable[int]) -> None:
         """Keeps the chunks of inodes that do not wait in the tables, as mine has them."""
         wanted = {*mine.rewritten, *mine.xattrs, *mine.links.values(), *held}
-        for id, since in self._each(wanted, "id, since", "inode", "id"):
+        for id, since in self._database.rows_of(wanted, "id, since", "inode", "id"):
             if since != WAITING:
                 mine.extents[id] = {}
-        for id, idx, chunk in self._each(wanted, "inode, idx, chunk", "extent", "inode"):
+        for id, idx, chunk in self._database.rows_of(
+            wanted, "inode, idx, chunk", "extent", "inode"
+        ):
             if id in mine.extents:
                 mine.extents[id][idx] = chunk
 
@@ -269,26 +270,20 @@ class Rebase:
 
     # -- looking ---------------------------------------------------------------------------
 
-    def _each(self, ids: Iterable[int], columns: str, table: str, key: str) -> Iterator[Row]:
-        """Yields the rows of a table whose ``key`` is one of ``ids``: one statement for all."""
-        return self._database.rows(
-            f"SELECT {columns} FROM (SELECT value AS wanted FROM json_each(?)) "
-            f"CROSS JOIN {table} ON {table}.{key} = wanted",
-            (json.dumps(list(ids)),),
-        )
-
     def inodes(self, ids: Iterable[int]) -> Iterator[InodeRow]:
         """Yields the rows of those of the inodes that are there."""
-        return map(InodeRow._make, self._each(ids, _INODE, "inode", "id"))
+        return map(InodeRow._make, self._database.rows_of(ids, _INODE, "inode", "id"))
 
     def look(self, ids: Collection[int]) -> dict[int, Looked]:
         """Returns for each of the inodes what there is of it."""
         found = {id: Looked() for id in ids}
         for row in self.inodes(ids):
             found[row.id].row = row
-        for id, name, value in self._each(ids, "inode, name, xattr.value", "xattr", "inode"):
+        for id, name, value in self._database.rows_of(
+            ids, "inode, name, xattr.value", "xattr", "inode"
+        ):
             found[id].xattrs[name] = value
-        for id, parent, name, since in self._each(
+        for id, parent, name, since in self._database.rows_of(
             ids, "inode, parent, name, since", "dirent", "inode"
         ):
             (found[id].waiting if since == WAITING else found[id].links).append((parent, name))
@@ -461,7 +456,7 @@ class Rebase:
         """
         counted = (
             (InodeRow._make(row), nlink)
-            for nlink, *row in self._each(ids, f"{_LINKS}, {_INODE}", "inode", "id")
+            for nlink, *row in self._database.rows_of(ids, f"{_LINKS}, {_INODE}", "inode", "id")
         )
         wrong = [(row, nlink) for row, nlink in counted if row.nlink != nlink]
         for row, nlink in wrong:

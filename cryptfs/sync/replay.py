@@ -357,5 +357,5 @@ class _Difference:
         return {
             row[0]
             for source in (f"extent WHERE {CHANGED}", f"extent_past AS past WHERE {BASE}")
-            for row in self._rows(f"SELECT DISTINCT inode FROM {source}")
+            for row in self._rows(f"SELECT inode FROM {source}")
         }

@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import random
 import stat
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 
 from cryptfs.fs.filesystem import Change
 from cryptfs.fs.history import FIRST_NODE, History
 from cryptfs.ids import CHUNK_SIZE, ROOT_INODE
-from cryptfs.store.history import Changes, Difference, changes_by_point, difference
+from cryptfs.store.database import Database
+from cryptfs.store.history import Changes, Difference, PastTree, changes_by_point, difference
 from cryptfs.store.tree import Inode
 from cryptfs.vault import Vault
 from tests.device import (
@@ -106,6 +107,54 @@ def expected_changes(old: dict[bytes, Seen], new: dict[bytes, Seen]) -> Differen
         (),
         tuple(sorted(path[1:] for path in old.keys() - new.keys())),
     )
+
+
+def plain_difference(database: Database, old: int, new: int) -> Difference:
+    """The same from a walk through both epochs."""
+    before, after = PastTree(database, old), PastTree(database, new)
+    added, changed, removed = list[bytes](), list[bytes](), list[bytes]()
+
+    def names(tree: PastTree, folder: int) -> dict[bytes, Inode]:
+        return {name: inode for _, name, inode in tree.entries(folder)}
+
+    def note(tree: PastTree, path: bytes, inode: Inode, into: list[bytes]) -> None:
+        into.append(path)
+        for name, child in names(tree, inode.id).items():
+            note(tree, path + b"/" + name, child, into)
+
+    def visit(above: bytes, folder: int) -> None:
+        olds, news = names(before, folder), names(after, folder)
+        for name in olds.keys() | news.keys():
+            old, new, path = olds.get(name), news.get(name), above + name
+            if old and new and old.id == new.id:
+                if old[1:4] != new[1:4] if stat.S_ISDIR(new.mode) else old != new:
+                    changed.append(path)
+                visit(path + b"/", new.id)
+            elif old and new and not (stat.S_ISDIR(old.mode) or stat.S_ISDIR(new.mode)):
+                changed.append(path)
+            else:
+                if old:
+                    note(before, path, old, removed)
+                if new:
+                    note(after, path, new, added)
+
+    visit(b"", ROOT_INODE)
+    return Difference(*map(tuple, map(sorted, (added, changed, removed))))
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_a_difference_is_what_a_walk_through_both_finds(device: Device, seed: int) -> None:
+    chance = random.Random(seed)
+    async with device.opened() as vault:
+        epochs = []
+        for _ in range(8):
+            for _ in range(chance.randrange(1, 9)):
+                await change_something(vault, chance)
+            epochs.append(await vault.publisher.publish())
+        await change_something(vault, chance)
+        database = vault.view.database
+        for old, new in product(epochs, epochs):
+            assert difference(database, old, new) == plain_difference(database, old, new)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from cryptfs.store.database import Database
-from cryptfs.store.history import PastContent, PastTree
+from cryptfs.store.history import Difference, PastContent, PastTree, difference
 from cryptfs.store.progress import Progress
+from cryptfs.store.rebase import Rebase
 
 KEY = bytes(32)
 
@@ -42,19 +43,55 @@ def database(tmp_path: Path) -> Iterator[Database]:
 def test_no_table_is_read_whole_or_sorted(
     database: Database, monkeypatch: pytest.MonkeyPatch, question: str
 ) -> None:
+    plans = noted_plans(database, monkeypatch)
+    QUESTIONS[question](PastTree(database, 5), PastContent(database, 5))
+    assert any(plan.startswith("SEARCH") for plan in plans)
+    for plan in plans:
+        assert not plan.startswith(SCANS)
+        assert question == "xattr_names" or "TEMP B-TREE" not in plan
+
+
+SCANS = ("SCAN inode", "SCAN dirent", "SCAN xattr", "SCAN extent", "SCAN chunk", "SCAN past")
+
+
+def noted_plans(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What SQLite does for each statement from now on."""
     plans: list[str] = []
 
-    def execute(sql: str, parameters: tuple[Any, ...] = ()) -> Any:
+    def execute(sql: str, parameters: Any = ()) -> Any:
         explained = database.connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)
         plans.extend(str(row[3]) for row in explained)
         return database.connection.execute(sql, parameters)
 
     monkeypatch.setattr(database, "execute", execute)
-    QUESTIONS[question](PastTree(database, 5), PastContent(database, 5))
+    return plans
+
+
+def assert_reads_a_few_epochs(plans: list[str]) -> None:
+    """Not all that began before an epoch: that is nearly everything."""
     assert any(plan.startswith("SEARCH") for plan in plans)
     for plan in plans:
-        assert not plan.startswith(("SCAN inode", "SCAN dirent", "SCAN xattr", "SCAN extent"))
-        assert question == "xattr_names" or "TEMP B-TREE" not in plan
+        assert not plan.startswith(SCANS)
+        by_epoch = "_since (" in plan or "_until (" in plan
+        assert not by_epoch or ">?" in plan or "=?" in plan, plan
+
+
+def test_a_difference_reads_what_differs(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = noted_plans(database, monkeypatch)
+    assert difference(database, 4, 5) == Difference((), (), ())
+    assert_reads_a_few_epochs(plans)
+
+
+def test_what_a_device_changed_is_found_by_its_epoch(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.execute("INSERT INTO epoch VALUES (5, 0, 1, x'')")
+    rebase = Rebase(database, Progress(database))
+    plans = noted_plans(database, monkeypatch)
+    rebase.take_aside(5, [])
+    assert_reads_a_few_epochs(plans)
 
 
 def test_a_state_of_before_is_given_the_index(database: Database) -> None:
