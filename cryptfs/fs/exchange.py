@@ -20,7 +20,7 @@ from cryptfs.fs.nodes import Nodes
 from cryptfs.fs.settle import Gate
 from cryptfs.ids import ROOT_INODE, ClockNs
 from cryptfs.store.conflicts import ConflictRecord, put_conflict
-from cryptfs.store.tree import Tree
+from cryptfs.store.tree import Inode, Tree
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class _Place(NamedTuple):
 
 class Exchange:
     """Those who have files open, as ``sync/replay.py`` asks them and tells them (``OpenFiles``).
-    ``open_counts`` and ``orphans`` are those of the ``Filesystem``, by row.
+    ``open_counts``, ``orphans`` and ``ghosts`` are those of the ``Filesystem``, by row.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Exchange:
         gate: Gate,
         open_counts: dict[int, int],
         orphans: set[int],
+        ghosts: dict[int, Inode],
         clock_ns: ClockNs,
         device_name: Callable[[], str],
     ):
@@ -56,6 +57,7 @@ class Exchange:
         self._gate = gate
         self._open_counts = open_counts
         self._orphans = orphans
+        self._ghosts = ghosts
         self._clock_ns = clock_ns
         self._device_name = device_name
         self._places: dict[int, _Place] = {}
@@ -110,6 +112,15 @@ class Exchange:
                 self._outdated.add(row)
             else:
                 self.nodes.renew(row)
+        self._renew_revived()
+
+    def _renew_revived(self) -> None:
+        """What was removed here and lives on is new to the kernel, too: a folder that it removed
+        answers nobody any more, for as long as a program has something of it open.
+        """
+        for row in [row for row in self._ghosts if self._tree.inode(row) is not None]:
+            del self._ghosts[row]
+            self.nodes.renew(row)
 
     def closed(self, row: int) -> None:
         """Nobody has the row open any more."""

@@ -78,7 +78,7 @@ class Filesystem:
         # Inodes that nothing names and somebody has open, as in the table of that name.
         self._orphans: set[int] = set()
         self.exchange = Exchange(
-            tree, self._gate, open_counts, self._orphans, clock_ns, device_name
+            tree, self._gate, open_counts, self._orphans, self._ghosts, clock_ns, device_name
         )
         self.nodes = self.exchange.nodes
 

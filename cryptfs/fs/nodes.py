@@ -9,6 +9,7 @@ mount:
 * The kernel believes itself what size and times a regular file has, once it knows the file: it
   has to, since it holds back writes. What changed is a new file to it (``renew``). The old
   number is then *gone*: asked for it, we answer ESTALE, and the kernel looks the name up again.
+  So is a folder that was removed here and lives on: to the kernel the one it removed stays dead.
 
 A number from the tables below is kept until the kernel has forgotten it. So the tables are
 nearly always empty, and most requests ask no more than whether they are.

@@ -290,6 +290,27 @@ def test_a_database_that_is_replaced_while_it_is_open(pair: Pair, how: str) -> N
     assert pair.names() == ["db"]
 
 
+@pytest.mark.parametrize("holder", ["a file", "the folder"])
+def test_a_folder_that_was_removed_here_comes_back(pair: Pair, holder: str) -> None:
+    """While the kernel still has the removed one: a program has something of it open."""
+    (pair.mine / "folder/below").mkdir(parents=True)
+    (pair.mine / "folder/below/file").write_bytes(OLD)
+    pair.bring_there()
+    held = pair.mine / "folder/below" / ("file" if holder == "a file" else ".")
+    with opened(held, os.O_RDONLY) as fd:
+        shutil.rmtree(pair.mine / "folder")
+        (pair.theirs / "folder/below/new").write_bytes(NEW)
+        pair.bring_here()
+        assert os.listdir(pair.mine / "folder/below") == ["new"]
+        assert (pair.mine / "folder/below/new").read_bytes() == NEW
+        (pair.mine / "folder/below/another").write_bytes(b"another")
+        if holder == "a file":
+            assert os.pread(fd, 1 << 20, 0) == OLD
+    pair.bring_there()
+    assert sorted(os.listdir(pair.theirs / "folder/below")) == ["another", "new"]
+    assert snapshot(pair.mine) == snapshot(pair.theirs)
+
+
 # -- by itself -----------------------------------------------------------------------------------
 
 
