@@ -30,6 +30,10 @@ MAX_GET: Final = 16 * 1024 * 1024
 """Most bytes one ``get`` hands out: the largest object of the format. A foreign file of a
 terabyte under an object's name must not become a terabyte of memory."""
 
+RANDOM_NAMES: Final = "packs/"
+"""Nobody else can have made an object of such a name, so a damaged one is ours to replace. Other
+names are contested: where a remote cannot tell the winner, other bytes may be another device's."""
+
 Source: TypeAlias = bytes | Path
 """What an object is made of: bytes, or a finished file that nobody changes any more."""
 
@@ -55,7 +59,8 @@ class Capabilities:
     """What a remote can do beyond the least that is asked of it."""
 
     atomic_create: bool
-    """Of two devices that create one name at once, exactly one is told that it did."""
+    """Of two devices that create one name at once, exactly one is told that it did. Of
+    ``RANDOM_NAMES``, which no two devices make, this is not asked."""
 
     ranges: bool
     """``get`` of a part moves only that part; without it the whole object travels."""

@@ -26,7 +26,7 @@ import trio
 
 from cryptfs.errors import IntegrityError, ObjectExists, ObjectNotFound, TemporaryFailure
 from cryptfs.ids import RandomBytes
-from cryptfs.remote.base import MAX_GET, Remote, Source
+from cryptfs.remote.base import MAX_GET, RANDOM_NAMES, Remote, Source
 from cryptfs.remote.wrapper import Wrapper, source_size
 
 log = logging.getLogger(__name__)
@@ -41,10 +41,6 @@ SAMPLED: Final = 256 // 8
 """Of 256 packs, how many are read back for a sample."""
 
 BLOCK: Final = 1 << 20
-
-RANDOM_NAMES: Final = "packs/"
-"""Nobody else can have made an object of such a name, so a damaged one is ours to replace. Other
-names are contested: where a remote cannot tell the winner, other bytes may be another device's."""
 
 
 class Verify(StrEnum):

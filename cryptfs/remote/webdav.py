@@ -4,7 +4,8 @@ How an object appears, and what a death on the way leaves::
 
     step                                     | on the server, if it dies right after
     1 PUT under a hidden temporary name      | litter, for ``purge`` a day later
-    2 MKCOL a claim, where that tells        | a claim, which counts for 5 minutes
+    2 MKCOL a claim, where that tells, of a  | a claim, which counts for 5 minutes
+      name that is not random                |
     3 MOVE to the name, ``Overwrite: F``     | the object, and the claim
     4 ask for its size                       | the same
     5 DELETE the claim                       | the object
@@ -47,6 +48,7 @@ from cryptfs.errors import (
 from cryptfs.ids import RandomBytes
 from cryptfs.remote.base import (
     MAX_GET,
+    RANDOM_NAMES,
     Capabilities,
     ObjectInfo,
     Remote,
@@ -315,9 +317,10 @@ class WebDavRemote(Remote):
     async def _claim(self, name: str) -> AsyncIterator[None]:
         """Holds the only right to make ``name``, where MKCOL can give it.
 
-        TemporaryFailure while another has it.
+        TemporaryFailure while another has it. Nobody else wants a random name, and the claim that
+        a killed process left would keep the next one from going on.
         """
-        if not self._claims_tell:
+        if not self._claims_tell or name.startswith(RANDOM_NAMES):
             yield
             return
         folder, _, last = name.rpartition("/")
@@ -347,7 +350,10 @@ class WebDavRemote(Remote):
         entry = await self._wire.stat(path)
         if entry is not None and entry.age_seconds > CLAIM_LIFE_SECONDS:
             await self._remove(path)
-        raise TemporaryFailure(f"another device is just making {name}")
+        raise TemporaryFailure(
+            f"another device is just making {name}, or died while it did; that is over after "
+            f"{CLAIM_LIFE_SECONDS / 60:.0f} minutes"
+        )
 
     async def _clean(self, path: str) -> bool:
         """Deletes litter, even when cancelled. Whether it is surely gone."""

@@ -11,9 +11,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from cheroot import wsgi
 from moto.server import ThreadedMotoServer
+from wsgidav.fs_dav_provider import FileResource, FilesystemProvider
 from wsgidav.wsgidav_app import WsgiDAVApp
 
 from tests.remotes.logins import KEYS, PASSWORD, USER
@@ -34,11 +36,31 @@ def moto_server() -> Iterator[str]:
         server.stop()
 
 
+class _Closing(FileResource):
+    """A file that is closed, too, when the client who sent it went away. wsgidav leaves it open."""
+
+    def begin_write(self, *, content_type: str | None = None) -> BinaryIO:
+        self._written: BinaryIO = super().begin_write(content_type=content_type)
+        return self._written
+
+    def end_write(self, *, with_errors: bool) -> None:
+        self._written.close()
+        super().end_write(with_errors=with_errors)
+
+
+class _Files(FilesystemProvider):
+    def get_resource_inst(self, path: str, environ: dict[str, Any]) -> Any:
+        found = super().get_resource_inst(path, environ)
+        if isinstance(found, FileResource):
+            return _Closing(path, environ, found._file_path)
+        return found
+
+
 @contextmanager
 def wsgidav_server(folder: Path) -> Iterator[str]:
     """A WebDAV server for a folder, with a login; its address."""
     configuration = {
-        "provider_mapping": {"/": str(folder)},
+        "provider_mapping": {"/": _Files(str(folder))},
         "simple_dc": {"user_mapping": {"*": {USER: {"password": PASSWORD}}}},
         "http_authenticator": {
             "accept_basic": True,

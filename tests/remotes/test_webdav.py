@@ -198,15 +198,24 @@ async def test_the_claim_of_a_dead_device_holds_for_a_while_only(
     with wsgidav_server(tmp_path) as address:
         url = f"webdav+{address.replace('://', '://me@')}/"
         async with opened(url) as remote:
-            await remote.create("packs/a", b"first")
-            claim = tmp_path / "packs/.cryptfs-b.claim"
+            await remote.create("commits/a", b"first")
+            claim = tmp_path / "commits/.cryptfs-b.claim"
             claim.mkdir()
-            with pytest.raises(TemporaryFailure, match="another device is just making packs/b"):
-                await remote.create("packs/b", DATA)
+            with pytest.raises(TemporaryFailure, match="device is just making commits/b, or died"):
+                await remote.create("commits/b", DATA)
             os.utime(claim, (1e9, 1e9))
-            await create_at_last(remote, "packs/b", DATA)
-            assert await remote.get("packs/b") == DATA
+            await create_at_last(remote, "commits/b", DATA)
+            assert await remote.get("commits/b") == DATA
             assert not claim.exists()
+
+
+async def test_a_random_name_needs_no_claim_so_none_is_left_in_the_way(tmp_path: Path) -> None:
+    """A device that was killed between the claim and its end is started again at once."""
+    with wsgidav_server(tmp_path) as address:
+        (tmp_path / "packs/.cryptfs-b.claim").mkdir(parents=True)
+        async with opened(f"webdav+{address.replace('://', '://me@')}/") as remote:
+            await remote.create("packs/b", DATA)
+            assert await remote.get("packs/b") == DATA
 
 
 async def test_purge_removes_old_litter_and_nothing_else(tmp_path: Path) -> None:
@@ -510,9 +519,13 @@ async def test_the_password_goes_to_the_server_and_nowhere_else(
 
 async def test_how_many_requests_an_object_costs(remote: WebDavRemote, through: Proxy) -> None:
     """Each is a round trip of 150 ms to some clouds."""
-    await remote.create("packs/a", DATA)
-    claims = through.verbs.count("MKCOL")
     wanted = ["PUT", "MOVE", "PROPFIND"]
+    await remote.create("packs/a", DATA)
+    assert through.verbs == wanted
+    await remote.create("commits/a", DATA)
+    through.asked.clear()
+    await remote.create("commits/b", DATA)
+    claims = through.verbs.count("MKCOL")
     assert through.verbs == (["PUT", "MKCOL", "MOVE", "PROPFIND", "DELETE"] if claims else wanted)
 
 

@@ -1,4 +1,4 @@
-"""A vault in a cloud, far away and not always well; and in the doubles of two, killed."""
+"""A vault in a cloud, far away and not always well; and killed."""
 
 from __future__ import annotations
 
@@ -100,7 +100,6 @@ def test_an_export_goes_up_and_comes_back_identical(
         assert luck.met >= max(1, luck.requests * luck.share / 3), luck
 
 
-@pytest.mark.parametrize("place", DOUBLES, indirect=True)
 def test_after_fifty_deaths_the_vault_is_valid_and_holds_every_byte(
     place: Cloud, tmp_path: Path
 ) -> None:
