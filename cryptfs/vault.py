@@ -91,8 +91,9 @@ class Vault:
             self.disk.free_bytes, open_counts, lambda: self.identity.name,
         )  # fmt: skip
         self.settler.before_all = files.restore_stranded
+        line = VaultLine(view.progress, view.remote, view.keys)
         self.publisher = Publisher(
-            view.database, view.progress, view.content, spool, self.settler, view.remote,
+            view.database, view.progress, view.content, spool, self.settler, view.remote, line,
             view.keys, device_name=lambda: self.identity.name, state_key=view.keys.state_database,
             clock_ns=around.clock_ns, random_bytes=around.random_bytes,
         )  # fmt: skip
@@ -104,7 +105,7 @@ class Vault:
         """Awaited when the vault followed its line, with what that changed."""
         self.follower = Follower(
             view.database, view.progress, view.content, self.settler, self.publisher,
-            VaultLine(view.progress, view.remote, view.keys), self.puller, self._new_replay,
+            line, self.puller, self._new_replay,
             stranded=lambda: files.stranded, random_bytes=around.random_bytes,
             on_followed=self._note_followed,
         )  # fmt: skip

@@ -50,6 +50,7 @@ from cryptfs.store.progress import Progress, Publication
 from cryptfs.store.spool import Spool, spool_file
 from cryptfs.sync.build import Builder, write_durably
 from cryptfs.sync.listing import listed_numbers
+from cryptfs.sync.vault_line import VaultLine
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +109,7 @@ class Publisher:
         spool: Spool,
         settler: Settler,
         remote: Remote,
+        line: VaultLine,
         keys: VaultKeys,
         *,
         device_name: Callable[[], str],
@@ -124,6 +126,7 @@ class Publisher:
         self._spool = spool
         self._settler = settler
         self._remote = remote
+        self._line = line
         self._keys = keys
         self._device_name = device_name
         self._clock_ns = clock_ns
@@ -273,13 +276,16 @@ class Publisher:
         await self._checkpoint_if_due(publication)
 
     async def _require_next(self, epoch: int) -> None:
-        """Raises EpochTaken when the vault may be so far ahead that the epoch's own commit has been
-        cleaned up. Its name is free then, and what is created under it is on no line.
+        """Raises EpochTaken when the epoch's name is free and still what is created under it would
+        be on no line: the one before it lost, or the vault is so far ahead that the epoch's own
+        commit has been cleaned up.
 
         The oldest commits go first, so one look at the one before says enough.
         """
         if epoch == 1:
             return
+        if await self._line.has_settled_otherwise():
+            raise self._taken(epoch)
         try:
             await self._remote.get(commit_name(epoch - 1), 0, 1)
         except ObjectNotFound:

@@ -109,10 +109,9 @@ class VaultLine:
         Commits that continue one that lost are on no line, and stand in its way: they go.
         """
         known = self._progress.digests()
-        window = range(max(seen - MOST_STEPS_BACK, 1), seen + 1)
-        there = {epoch: await self._digest(epoch) for epoch in window}
-        same = [epoch for epoch in window if there[epoch] == known.get(epoch)]
-        others = [epoch for epoch in window if there[epoch] not in (None, known.get(epoch))]
+        window = {epoch: await self._digest(epoch) for epoch in _window(seen)}
+        same = [epoch for epoch, there in window.items() if there == known.get(epoch)]
+        others = [epoch for epoch, there in window.items() if there not in (None, known.get(epoch))]
         for epoch in others:  # what does not open is damage, and nobody was first with it
             parse_commit(await self._remote.get(commit_name(epoch)), self._keys, epoch)
         shared = max((one for one in same if not others or one < others[0]), default=0)
@@ -133,6 +132,18 @@ class VaultLine:
         log.warning("another device was first to publish epoch %d; stepping back", shared + 1)
         epochs = await listed_numbers(self._remote, COMMITS)
         return Ahead(await self._end_of_line(epochs, shared, known[shared]), shared)
+
+    async def has_settled_otherwise(self) -> bool:
+        """Whether the remote has, by now, other epochs than the newest in here. What is published
+        on top of those would be on no line.
+        """
+        if self.is_atomic:
+            return False
+        known = self._progress.digests()
+        for epoch in _window(self._progress.published_epoch):
+            if await self._digest(epoch) not in (None, known.get(epoch)):
+                return True
+        return False
 
     async def _end_of_line(self, epochs: list[int], start: int, digest: bytes | None) -> int:
         """Returns the epoch up to which each commit continues the one before it, from ``start`` on.
@@ -157,3 +168,8 @@ class VaultLine:
         if publication.digest is None:
             return False
         return await self._digest(publication.epoch) == publication.digest
+
+
+def _window(seen: int) -> range:
+    """The epochs that a remote without atomic create may still settle on otherwise."""
+    return range(max(seen - MOST_STEPS_BACK, 1), seen + 1)

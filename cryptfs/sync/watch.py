@@ -118,6 +118,8 @@ class Watch:
         self._note_success()
 
     async def _has_moved(self, *, is_close: bool) -> bool:
+        if not self._remote.capabilities.atomic_create:
+            return True  # what is known may be another epoch by now
         head = self._progress.published_epoch
         is_there: dict[int, bool] = {head: True}
 

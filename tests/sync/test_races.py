@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cryptfs.errors import EpochTaken
+from cryptfs.store.progress import MOST_STEPS_BACK
 from tests.device import find, noise, read_file, write_file
 from tests.proof.fleet import Fleet
 from tests.proof.member import Member
@@ -139,6 +140,18 @@ async def test_a_loser_that_published_on_top_of_its_lost_epoch(tmp_path: Path) -
         await fleet.converge()
         seen = await tree(winner)
         assert [seen[f"more {number}"] for number in range(3)] == [b"0", b"1", b"2"]
+
+
+async def test_a_loser_that_does_nothing_but_publish_notices(tmp_path: Path) -> None:
+    """Before its lost epoch is further back than anybody looks."""
+    async with fleet_with(tmp_path, nothing, Place(atomic_create=False)) as fleet:
+        winner, loser = await a_tie(fleet)
+        see_everything(fleet)
+        for number in range(MOST_STEPS_BACK + 2):
+            await write_file(loser.vault, b"more %d" % number, b"%d" % number)
+            await loser.publish()
+        await winner.follow()
+        assert await tree(winner) == await tree(loser)
 
 
 async def test_a_file_of_the_losers_epoch_went_into_a_new_folder(tmp_path: Path) -> None:
