@@ -8,6 +8,7 @@ import os
 import shlex
 import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,17 +62,23 @@ class SecretSource:
 # -- options -----------------------------------------------------------------------------------
 
 
+_password_file = click.option(
+    "--password-file", metavar="FILE", help="Read the password from FILE, line 1."
+)
+_password_command = click.option(
+    "--password-command",
+    metavar="COMMAND",
+    help="Read the password from what COMMAND prints (a password manager, say).",
+)
+
+
 def secret_options(command: F) -> F:
     """Gives a command the options that open a vault, as its argument ``secret``."""
 
-    @click.option("--password-file", metavar="FILE", help="Read the password from FILE, line 1.")
-    @click.option(
-        "--password-command",
-        metavar="COMMAND",
-        help="Read the password from what COMMAND prints (a password manager, say).",
-    )
-    @click.option("--key-file", metavar="FILE", help="Open with the 64-digit key in FILE.")
-    @click.option("--key", "ask_key", is_flag=True, help="Ask for the 64-digit key.")
+    @_password_file
+    @_password_command
+    @click.option("--key-file", metavar="FILE", help="Open with the recovery key in FILE.")
+    @click.option("--key", "ask_key", is_flag=True, help="Ask for the recovery key, 64 digits.")
     @functools.wraps(command)
     def with_secret(
         *args: Any,
@@ -88,6 +95,22 @@ def secret_options(command: F) -> F:
     return with_secret  # type: ignore[return-value]
 
 
+def password_options(command: F) -> F:
+    """Gives a command the options for a password that is no vault's, as ``secret``."""
+
+    @_password_file
+    @_password_command
+    @functools.wraps(command)
+    def with_password(
+        *args: Any, password_file: str | None, password_command: str | None, **kwargs: Any
+    ) -> Any:
+        source = SecretSource(password_file, password_command)
+        _require_one(source)
+        return command(*args, secret=source, **kwargs)
+
+    return with_password  # type: ignore[return-value]
+
+
 def new_password_options(prefix: str = "") -> Callable[[F], F]:
     """Gives a command the options for a password that is being chosen, as ``new_password``."""
 
@@ -96,13 +119,13 @@ def new_password_options(prefix: str = "") -> Callable[[F], F]:
             f"--{prefix}password-file",
             "new_file",
             metavar="FILE",
-            help="Take the new password from FILE's first line.",
+            help="Read the new password from FILE, line 1.",
         )
         @click.option(
             f"--{prefix}password-command",
             "new_command",
             metavar="COMMAND",
-            help="Take the new password from what COMMAND prints.",
+            help="Read the new password from what COMMAND prints.",
         )
         @functools.wraps(command)
         def with_password(
@@ -200,6 +223,16 @@ def require_terminal(what: str, instead: str) -> None:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:
         raise UsageError(f"there is no terminal to ask for {what}; use {instead}") from None
+
+
+def agree(question: str, instead: str) -> None:
+    """Asks whether to go on. Raises UsageError where nobody can be asked, with what to do instead,
+    and CryptfsError where the answer is no.
+    """
+    if not sys.stdin.isatty():
+        raise UsageError(f"nobody is there to be asked; {instead}")
+    if not click.confirm(question, err=True):
+        raise CryptfsError("nothing was changed")
 
 
 def ask_hidden(prompt: str) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import os
-import sys
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import click
 import trio
 
-from cryptfs.cli.asking import SecretSource, open_with, secret_options
+from cryptfs.cli.asking import SecretSource, agree, open_with, secret_options
 from cryptfs.cli.display import (
     count,
     format_age,
@@ -27,7 +26,7 @@ from cryptfs.cli.examples import examples
 from cryptfs.cli.limits import Limits, limit_down_option
 from cryptfs.cli.places import remote_of, surroundings
 from cryptfs.control import format_time
-from cryptfs.errors import CryptfsError, IntegrityError, UsageError
+from cryptfs.errors import IntegrityError, UsageError
 from cryptfs.opening import Opened, open_as_it_is
 from cryptfs.remote.base import ObjectInfo
 from cryptfs.remote.stack import Stack
@@ -325,10 +324,7 @@ def _require_consent(wishes: Wishes, deletes: bool) -> None:
     """Asks before anything is deleted or given up. Raises where nobody agrees."""
     if wishes.yes or not deletes:
         return
-    if not sys.stdin.isatty():
-        raise UsageError("nobody is there to be asked; add --yes to repair")
-    if not click.confirm("Do this? What is deleted is of no use, and does not come back", err=True):
-        raise CryptfsError("nothing was changed")
+    agree("Do this? What is deleted is of no use, and does not come back", "add --yes to repair")
 
 
 # -- telling ---------------------------------------------------------------------------------

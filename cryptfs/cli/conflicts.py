@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import os
 import stat
-import sys
 
 import click
 
-from cryptfs.cli.asking import SecretSource, secret_options
+from cryptfs.cli.asking import SecretSource, agree, secret_options
 from cryptfs.cli.display import (
     format_age,
     format_size,
@@ -25,7 +24,7 @@ from cryptfs.cli.opening import ask_vault
 from cryptfs.cli.places import Mounted, mount_of, the_mounted, without_links
 from cryptfs.cli.sync import flush_kernel, publish_mounted
 from cryptfs.control import Message, format_time
-from cryptfs.errors import CryptfsError, UsageError
+from cryptfs.errors import UsageError
 
 
 @click.group(
@@ -108,7 +107,7 @@ def resolve(path: str, keep: str, name: str | None, yes: bool, as_json: bool) ->
     if name is not None and keep != "both":
         raise UsageError("--name gives the copy a new name, and so goes with --keep both only")
     if as_json and not yes and keep != "both":
-        raise UsageError("--json asks nobody; add --yes")
+        raise UsageError("--json asks nobody; add --yes to resolve the conflict")
     wanted = without_links(path)
     mounted = mount_of(wanted, "list its conflicts with: cryptfs conflicts VAULT")
     flush_kernel(mounted.mountpoint)
@@ -120,7 +119,7 @@ def resolve(path: str, keep: str, name: str | None, yes: bool, as_json: bool) ->
     else:
         _refuse_folders(original, copy)
         if not yes:
-            _agree(one, keep)
+            _require_consent(one, keep)
         if not one["original" if keep == "mine" else "copy"]["is_published"]:
             publish_mounted(mounted)  # what goes is in a restore point then
         if keep == "mine":
@@ -181,17 +180,14 @@ def _refuse_folders(*paths: bytes) -> None:
             )
 
 
-def _agree(one: Message, keep: str) -> None:
-    if not sys.stdin.isatty():
-        raise UsageError("nobody is there to be asked; add --yes to resolve the conflict")
+def _require_consent(one: Message, keep: str) -> None:
     stays, goes = ("copy", "original") if keep == "mine" else ("original", "copy")
     for what, side in (("stays", stays), ("goes", goes)):
         say(f"{what:6} {printable(_text(one[side]))}: {_version(one[side])}")
     question = (
         "Put the copy in the place of the file?" if keep == "mine" else "Remove the copy?"
     ) + " What goes stays in the restore points"
-    if not click.confirm(question, err=True):
-        raise CryptfsError("nothing was changed")
+    agree(question, "add --yes to resolve the conflict")
 
 
 # -- how they look -----------------------------------------------------------------------------

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping
 
 import click
 
-from cryptfs.cli.asking import SecretSource, secret_options
+from cryptfs.cli.asking import SecretSource, agree, secret_options
 from cryptfs.cli.display import count, format_age, printable, say, show_json, show_table, warn
 from cryptfs.cli.examples import examples
 from cryptfs.cli.listing import ListingGroup
 from cryptfs.cli.opening import ask_vault
 from cryptfs.cli.places import device_name, the_mounted
 from cryptfs.control import Message, format_time
-from cryptfs.errors import CryptfsError, UsageError
+from cryptfs.errors import UsageError
 from cryptfs.upkeep.devices import UNSEEN_DAYS
 
 
@@ -81,7 +80,8 @@ def list_devices(place: str | None, secret: SecretSource, as_json: bool) -> None
 def name_device(place: str, name: str, secret: SecretSource, as_json: bool) -> None:
     """Call this device NAME from now on, in the log and in the names of conflict copies.
 
-    Only the device itself can be named: others learn of it with what it publishes next.
+    Only the device itself can be named: others learn of it with what it publishes next. A mounted
+    vault needs no password.
     """
     device_name(name)  # refused before anybody types a password
     answer = ask_vault(place, secret, {"do": "name device", "name": name}, changes=True)
@@ -101,20 +101,21 @@ def name_device(place: str, name: str, secret: SecretSource, as_json: bool) -> N
 @click.argument("place", metavar="DIR|VAULT")
 @click.argument("device", metavar="DEVICE")
 @secret_options
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask before the device is let go.")
 @click.option("--json", "as_json", is_flag=True, help="Print the device as JSON.")
 def forget_device(place: str, device: str, secret: SecretSource, yes: bool, as_json: bool) -> None:
     """Let DEVICE go, a name or a number: the clean-up does not wait for it any more.
 
     For a device that is lost, or was set up anew. Everything that it published stays. Should it
     come back it goes on as a new device; but of what it changed and did not publish, content
-    that it only shared with files that were deleted meanwhile may be gone.
+    that it only shared with files that were deleted meanwhile may be gone. A mounted vault needs
+    no password.
     """
     if not yes:
         if as_json:
-            raise UsageError("--json asks nobody; add --yes")
+            raise UsageError("--json asks nobody; add --yes to let the device go")
         found = ask_vault(place, secret, {"do": "find device", "device": device}, changes=False)
-        _agree(found)
+        _require_consent(found)
         device = str(found["number"])
     answer = ask_vault(place, secret, {"do": "forget device", "device": device}, changes=True)
     if as_json:
@@ -123,21 +124,18 @@ def forget_device(place: str, device: str, secret: SecretSource, yes: bool, as_j
         say(f"{printable(answer['name'])} (device {answer['number']}) is let go.")
 
 
-def _agree(found: Message) -> None:
+def _require_consent(found: Message) -> None:
     if found["this_device"]:
         raise UsageError(
             f"{printable(found['name'])!r} is this device, and it uses the vault now; forget it "
             "from another one"
         )
-    if not sys.stdin.isatty():
-        raise UsageError("nobody is there to be asked; add --yes to let the device go")
     say(
         f"{printable(found['name'])} (device {found['number']}) published last "
         f"{when_text(found)}.\nLet go, it may lose content that it did not publish and that is "
         "stored nowhere else. If it comes back it is a new device."
     )
-    if not click.confirm("Let it go?", err=True):
-        raise CryptfsError("nothing was changed")
+    agree("Let it go?", "add --yes to let the device go")
 
 
 # -- how they look -----------------------------------------------------------------------------

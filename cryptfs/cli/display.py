@@ -105,14 +105,18 @@ def count(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def amount(number: int, one: str, size_bytes: int) -> str:
+    """``2 packs (31.5 MiB)``."""
+    return f"{count(number, one)} ({format_size(size_bytes)})"
+
+
 def resealing_text(left: dict[str, int]) -> str:
     """How far the sealing anew is, after a change of the key."""
     parts = []
     if left["packs"]:
-        packs = f"{count(left['packs'], 'pack')} ({format_size(left['bytes'])})"
-        parts.append(f"{packs} left to be sealed anew")
+        parts.append(f"{amount(left['packs'], 'pack', left['bytes'])} left to be sealed anew")
     if left["waiting_packs"]:
-        packs = f"{count(left['waiting_packs'], 'pack')} ({format_size(left['waiting_bytes'])})"
+        packs = amount(left["waiting_packs"], "pack", left["waiting_bytes"])
         parts.append(f"{packs} of a former key set aside, to leave the vault")
     return "; ".join(parts)
 

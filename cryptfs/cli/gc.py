@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 import trio
 
-from cryptfs.cli.asking import SecretSource, secret_options
+from cryptfs.cli.asking import SecretSource, agree, secret_options
 from cryptfs.cli.devices import unseen_text
-from cryptfs.cli.display import count, format_size, say, show, show_json, warn
+from cryptfs.cli.display import amount, count, format_size, say, show, show_json, warn
 from cryptfs.cli.examples import examples
 from cryptfs.cli.limits import Limits, limit_options
 from cryptfs.cli.opening import opened_vault
 from cryptfs.cli.places import Mounted, find_mounted, raise_error
 from cryptfs.control import Message, ask
-from cryptfs.errors import CryptfsError, UsageError
+from cryptfs.errors import UsageError
 from cryptfs.upkeep.device_requests import unseen_messages
 from cryptfs.upkeep.gc_plan import GRACE_DAYS, plan_message, report_message
 
@@ -26,7 +24,7 @@ from cryptfs.upkeep.gc_plan import GRACE_DAYS, plan_message, report_message
         "cryptfs gc --yes --json --key-file key ~/Cloud/vault | jq .deleted_bytes",
     )
 )
-@click.argument("place", metavar="VAULT|DIR")
+@click.argument("place", metavar="DIR|VAULT")
 @secret_options
 @click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
 @click.option("--yes", is_flag=True, help="Do not ask before anything is deleted.")
@@ -39,7 +37,7 @@ def gc(
 
     A mount does this by itself, about once a day. What no file needs any more stays in the vault
     for another 14 days, so that a device that was away finds everything that its files need. Of
-    the time between two clean-ups at most 3 days count.
+    the time between two clean-ups at most 3 days count. A mounted vault needs no password.
     """
     if as_json and not (dry_run or yes):
         raise UsageError("--json asks nobody; add --yes to clean up, or --dry-run to look")
@@ -60,8 +58,7 @@ def _of_mounted(mounted: Mounted, dry_run: bool, yes: bool, as_json: bool) -> No
         answer: Message = {}
         for answer in ask(mounted.state.control, {"do": "clean up", "plan": plan}):
             raise_error(answer)
-        answer.pop("done", None)
-        return answer
+        return raise_error(answer)
 
     if not _agreed(do(True), mounted.mountpoint, dry_run, yes, as_json):
         return
@@ -91,10 +88,10 @@ def _agreed(plan: Message, place: str, dry_run: bool, yes: bool, as_json: bool) 
         return False
     if yes or plan["nothing_to_do"]:
         return True
-    if not sys.stdin.isatty():
-        raise UsageError("nobody is there to be asked; add --yes to clean up, or --dry-run to look")
-    if not click.confirm("Do this? What is forgotten or deleted does not come back", err=True):
-        raise CryptfsError("nothing was changed")
+    agree(
+        "Do this? What is forgotten or deleted does not come back",
+        "add --yes to clean up, or --dry-run to look",
+    )
     return True
 
 
@@ -102,7 +99,7 @@ def plan_lines(plan: Message) -> list[str]:
     """What would be done, one sentence each."""
 
     def packs(what: str) -> str:
-        return f"{count(plan[f'{what}_packs'], 'pack')} ({format_size(plan[f'{what}_bytes'])})"
+        return amount(plan[f"{what}_packs"], "pack", plan[f"{what}_bytes"])
 
     lines = []
     if plan["forget_restore_points"]:
@@ -115,8 +112,7 @@ def plan_lines(plan: Message) -> list[str]:
     if plan["drop_packs"]:
         lines.append(f"Take {packs('drop')} out of the vault and delete them.")
     if plan["delete_objects"]:
-        objects = count(plan["delete_objects"], "object")
-        lines.append(f"Delete {objects} ({format_size(plan['delete_bytes'])}).")
+        lines.append(f"Delete {amount(plan['delete_objects'], 'object', plan['delete_bytes'])}.")
     if plan["waiting_packs"]:
         lines.append(f"Still set aside: {packs('waiting')}.")
     return lines or ["There is nothing to clean up."]

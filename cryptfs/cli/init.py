@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -13,16 +12,16 @@ import trio
 
 from cryptfs.cli.asking import (
     SecretSource,
+    agree,
     ask_line,
-    choose_password,
     new_password_options,
     require_terminal,
 )
 from cryptfs.cli.display import say, show, show_json, warn
 from cryptfs.cli.examples import examples
 from cryptfs.cli.places import absolute_url, logins, state_root, surroundings
+from cryptfs.cli.slots import choose_slot
 from cryptfs.crypto import recovery_key
-from cryptfs.crypto.password import CHEAPEST, KdfParams, calibrate
 from cryptfs.crypto.recovery_key import LINES, RecoveryKey
 from cryptfs.errors import CryptfsError, UsageError, VaultUnreachable
 from cryptfs.opening import check_vacant, init_vault
@@ -30,7 +29,6 @@ from cryptfs.remote.base import Remote
 from cryptfs.remote.location import open_remote
 from cryptfs.remote.stack import Stack
 from cryptfs.store.state import known_states
-from cryptfs.unlock import SlotRequest
 
 EXPLANATION: Final = """\
 This is the recovery key of the new vault. Write it down on paper, or keep it in a password
@@ -84,10 +82,8 @@ def init(
     _require_writable(around.state_root)
     slot = None
     if not no_password:
-        password = choose_password(new_password, remote.url)
-        slot = SlotRequest(
-            password, kdf_params(), around.chosen_name or around.device_name, time.time_ns()
-        )
+        label = around.chosen_name or around.device_name
+        slot = choose_slot(new_password, remote.url, label)
     key = recovery_key.generate(around.random_bytes)
     if not as_json:
         print_key(key, show)
@@ -125,14 +121,6 @@ def print_key(
     say("")
 
 
-def kdf_params() -> KdfParams:
-    """About a second's work for a guess at the password, on this machine."""
-    if os.environ.get("CRYPTFS_TEST_CHEAP_KDF") == "1":
-        return CHEAPEST  # never below the floor that opening accepts
-    ram_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return calibrate(time.perf_counter_ns, ram_bytes)
-
-
 async def _require_vacant(remote: Remote) -> None:
     """Raises before anybody has chosen a password in vain."""
     try:
@@ -159,7 +147,7 @@ def _ask_about_the_former(url: str, yes: bool) -> None:
         "in, or another disk mounted?"
     )
     if not yes:
-        click.confirm("Make a new vault there all the same?", abort=True, err=True)
+        agree("Make a new vault there all the same?", "add --yes to make it")
 
 
 def _require_writable(root: os.PathLike[str]) -> None:
@@ -169,7 +157,7 @@ def _require_writable(root: os.PathLike[str]) -> None:
             raise PermissionError(13, "Permission denied")
     except OSError as error:
         raise CryptfsError(
-            f"cannot write to the state directory {os.fspath(root)}: {error.strerror}; make it "
+            f"cannot write to the state folder {os.fspath(root)}: {error.strerror}; make it "
             "writable, or choose another with CRYPTFS_STATE_DIR"
         ) from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -12,7 +11,6 @@ import trio
 
 from cryptfs.cli.asking import (
     SecretSource,
-    choose_password,
     new_password_options,
     open_and_tell,
     open_with,
@@ -29,9 +27,9 @@ from cryptfs.cli.display import (
     warn,
 )
 from cryptfs.cli.examples import examples
-from cryptfs.cli.init import kdf_params
 from cryptfs.cli.places import device_name, find_mounted, remote_of, state_root
 from cryptfs.cli.rotate import rotate_key
+from cryptfs.cli.slots import all_slots, choose_slot, shown_id
 from cryptfs.control import format_time
 from cryptfs.crypto.password import PasswordSlot, unwrap_password
 from cryptfs.errors import CryptfsError, UsageError, WrongPassword
@@ -93,7 +91,7 @@ def list_passwords(place: str, as_json: bool) -> None:
         return
     rows = [
         (
-            _shown_id(slot, local),
+            shown_id(slot, local),
             slot.label or "-",
             format_age(format_time(slot.created_ns)) if slot.created_ns else "-",
             f"{format_size(slot.params.memory_kib * 1024)} x {slot.params.passes}",
@@ -131,28 +129,28 @@ def add_password(
         return slot
 
     slot = _with_remote(place, add)
-    say(f"Password {_shown_id(slot, local)} opens the vault from now on.")
+    say(f"Password {shown_id(slot, local)} opens the vault from now on.")
 
 
 @key.command("change-password", epilog=examples("cryptfs key change-password ~/Cloud/vault"))
 @click.argument("place", metavar="VAULT")
 @secret_options
 @new_password_options("new-")
-@click.option("--id", "shown_id", metavar="ID", help="The one to change, when opened with the key.")
+@click.option("--id", "chosen", metavar="ID", help="The one to change, when opened with the key.")
 def change_password(
-    place: str, secret: SecretSource, new_password: SecretSource, shown_id: str | None
+    place: str, secret: SecretSource, new_password: SecretSource, chosen: str | None
 ) -> None:
     """Put a new password in the place of the one that is given."""
 
     async def change(remote: Remote) -> str:
         unlocked, given = await open_and_tell(remote, secret, state_root())
-        old, local = _choose(unlocked, given, shown_id)
+        old, local = _choose(unlocked, given, chosen)
         request = _request(new_password, remote, old.label)
         if local:
-            return _shown_id(_change_local(unlocked, old, request), local)
+            return shown_id(_change_local(unlocked, old, request), local)
         slot = await replace_slot(remote, unlocked, old, request, os.urandom)
         await _remember(remote, unlocked)
-        return _shown_id(slot, local)
+        return shown_id(slot, local)
 
     now = _with_remote(place, change)
     say(f"The password is changed; it is password {now} now.")
@@ -161,23 +159,23 @@ def change_password(
 
 @key.command("remove-password", epilog=examples("cryptfs key remove-password ~/Cloud/vault 2"))
 @click.argument("place", metavar="VAULT")
-@click.argument("shown_id", metavar="ID")
+@click.argument("chosen", metavar="ID")
 @secret_options
-def remove_password(place: str, shown_id: str, secret: SecretSource) -> None:
+def remove_password(place: str, chosen: str, secret: SecretSource) -> None:
     """Remove a password; see "cryptfs key list" for its ID."""
 
     async def remove(remote: Remote) -> bool:
         unlocked = await open_with(remote, secret, state_root())
-        old, local = _choose(unlocked, unlocked.key, shown_id)
+        old, local = _choose(unlocked, unlocked.key, chosen)
         if local:
             _change_local(unlocked, old, None)
         else:
             await remove_slot(remote, unlocked, old.slot_id)
             unlocked = await _remember(remote, unlocked)
-        return bool(_all_slots(unlocked))
+        return bool(all_slots(unlocked))
 
     some_left = _with_remote(place, remove)
-    say(f"Password {shown_id} is removed.")
+    say(f"Password {chosen} is removed.")
     say(_NOT_REVOKED)
     if not some_left:
         warn("no password is left: only the 64 digits open this vault")
@@ -213,23 +211,10 @@ async def _slots(remote: Remote) -> list[tuple[PasswordSlot, bool]]:
     ]
 
 
-def _all_slots(unlocked: Unlocked) -> list[tuple[PasswordSlot, bool]]:
-    published = () if unlocked.header is None else unlocked.header.slots
-    return [
-        *((slot, False) for slot in published),
-        *((slot, True) for slot in local_slots(state_root(), unlocked.keys.vault_id)),
-    ]
-
-
-def _shown_id(slot: PasswordSlot, local: bool) -> str:
-    """``2``, or ``local-1``: slots of this device are counted by themselves."""
-    return f"local-{slot.slot_id}" if local else str(slot.slot_id)
-
-
 def slot_as_json(slot: PasswordSlot, local: bool) -> dict[str, object]:
     """The password's entry in the list, as docs/COMMANDS.md describes it."""
     return {
-        "id": _shown_id(slot, local),
+        "id": shown_id(slot, local),
         "label": slot.label,
         "created_at": format_time(slot.created_ns) if slot.created_ns else None,
         "memory_kib": slot.params.memory_kib,
@@ -239,14 +224,14 @@ def slot_as_json(slot: PasswordSlot, local: bool) -> dict[str, object]:
     }
 
 
-def _choose(unlocked: Unlocked, given: Secret, shown_id: str | None) -> tuple[PasswordSlot, bool]:
+def _choose(unlocked: Unlocked, given: Secret, chosen: str | None) -> tuple[PasswordSlot, bool]:
     """The slot that is meant: by its id, by its password, or because there is no other."""
-    slots = _all_slots(unlocked)
-    if shown_id is not None:
+    slots = all_slots(unlocked)
+    if chosen is not None:
         for slot, local in slots:
-            if _shown_id(slot, local) == shown_id:
+            if shown_id(slot, local) == chosen:
                 return slot, local
-        raise UsageError(f"there is no password {shown_id}; see: cryptfs key list")
+        raise UsageError(f"there is no password {chosen}; see: cryptfs key list")
     if isinstance(given, Password):
         for slot, local in slots:
             if _opens(slot, given, unlocked):
@@ -271,9 +256,7 @@ def _opens(slot: PasswordSlot, password: Password, unlocked: Unlocked) -> bool:
 
 
 def _request(source: SecretSource, remote: Remote, label: str | None) -> SlotRequest:
-    password = choose_password(source, remote.url)
-    label = device_name() if label is None else label
-    return SlotRequest(password, kdf_params(), label, time.time_ns())
+    return choose_slot(source, remote.url, device_name() if label is None else label)
 
 
 def _change_local(

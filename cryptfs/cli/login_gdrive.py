@@ -37,12 +37,13 @@ if TYPE_CHECKING:
 )
 @click.option("--device", is_flag=True, help="Show a code that is typed in on another device.")
 def login_gdrive(client_file: str | None, device: bool) -> None:
-    """Log in at Google Drive.
+    """Log in to Google Drive, for vaults named gdrive:FOLDER.
 
     cryptfs sees only what it made in the Drive itself. The login is kept on this device.
     """
     login = run_login(logins(), client_file, device=device)
-    say(f"Logged in as {login.account}. Make a vault with: cryptfs init gdrive:FOLDER")
+    say(f"Logged in to Google Drive as {login.account}.")
+    say("Make a vault with: cryptfs init gdrive:FOLDER")
 
 
 def run_login(

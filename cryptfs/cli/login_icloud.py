@@ -9,7 +9,7 @@ import click
 
 from cryptfs.cli.display import say, warn
 from cryptfs.cli.examples import examples
-from cryptfs.cli.places import state_root
+from cryptfs.cli.places import logins
 from cryptfs.errors import CryptfsError, VaultUnreachable, WrongSecret
 
 if TYPE_CHECKING:
@@ -50,24 +50,24 @@ def login_icloud(
 
     if use_keyring:
         require_keyring()
-    logins = state_root() / "logins"
+    folder = logins()
     if apple_id is None:
-        apple_id = click.prompt("Apple ID", default=icloud_account(logins), err=True)
+        apple_id = click.prompt("Apple ID", default=icloud_account(folder), err=True)
     apple_id = apple_id.strip()
     # Tests put a transport to their own server into click's context; people have none.
-    login = ICloudLogin(logins, apple_id, china=china, again=again, adapter=transport)  # type: ignore[arg-type]
+    login = ICloudLogin(folder, apple_id, china=china, again=again, adapter=transport)  # type: ignore[arg-type]
     try:
-        _log_in(login, logins, apple_id, use_keyring)
+        _log_in(login, folder, apple_id, use_keyring)
         say(f"Logged in to iCloud as {apple_id}.")
         _check_drive(login)
     finally:
         login.close()
 
 
-def _log_in(login: ICloudLogin, logins: Path, apple_id: str, use_keyring: bool) -> None:
+def _log_in(login: ICloudLogin, folder: Path, apple_id: str, use_keyring: bool) -> None:
     from cryptfs.remote.icloud.login import Step, keep_password, kept_password
 
-    kept = kept_password(logins, apple_id)
+    kept = kept_password(folder, apple_id)
     if login.resume() and not use_keyring:
         say("The last login still works.")
         login.finish(keyring_has_it=kept is not None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import trio
 
-from cryptfs.cli.asking import SecretSource
+from cryptfs.cli.asking import SecretSource, password_options
 from cryptfs.cli.display import say
 from cryptfs.cli.examples import examples
 from cryptfs.cli.places import logins
@@ -20,13 +20,8 @@ from cryptfs.errors import UsageError
     ),
 )
 @click.argument("url")
-@click.option("--password-file", metavar="FILE", help="Read the password from FILE, line 1.")
-@click.option(
-    "--password-command",
-    metavar="COMMAND",
-    help="Read the password from what COMMAND prints (a password manager, say).",
-)
-def login_webdav(url: str, password_file: str | None, password_command: str | None) -> None:
+@password_options
+def login_webdav(url: str, secret: SecretSource) -> None:
     """Log in to the WebDAV server of URL, webdav+https://USER@HOST/FOLDER.
 
     The password is tried on the server, and kept in a file that only you can read. It is the
@@ -41,10 +36,7 @@ def login_webdav(url: str, password_file: str | None, password_command: str | No
         raise UsageError(
             "whose login? write the user's name into the URL: webdav+https://USER@HOST/FOLDER"
         )
-    if password_file is not None and password_command is not None:
-        raise UsageError("give one of the password options, not both")
-    source = SecretSource(password_file, password_command)
-    password = source.read_password(f"password of {address.user} on {address.host}").text
+    password = secret.read_password(f"password of {address.user} on {address.host}").text
 
     async def try_out() -> bool:
         remote = WebDavRemote(address, login=WebDavLogin(str(address.user), password))

@@ -47,7 +47,9 @@ def logout_gdrive() -> None:
 )
 @click.argument("url", required=False)
 def logout_webdav(url: str | None) -> None:
-    """Forget the password of the WebDAV server of URL; without a URL, of the only one."""
+    """Log out of the WebDAV server of URL: its password is forgotten here. Without a URL, of the
+    only one.
+    """
     from cryptfs.remote.webdav_login import logout_webdav as end_login
     from cryptfs.remote.webdav_login import parse_address, webdav_accounts
 

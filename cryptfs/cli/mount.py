@@ -6,7 +6,6 @@ import errno
 import importlib
 import json
 import os
-import shutil
 import signal
 import stat
 import subprocess
@@ -25,6 +24,7 @@ from cryptfs.cli.limits import Limits, limit_options, verify_option
 from cryptfs.cli.places import find_mounted, is_inside, logins, raise_error, surroundings
 from cryptfs.cli.points import at_option
 from cryptfs.cli.sizes import parse_size
+from cryptfs.cli.umount import require_fusermount
 from cryptfs.control import Message, MountRequest
 from cryptfs.errors import CryptfsError, FuseUnavailable, UsageError, VaultBusy
 from cryptfs.remote.location import open_remote
@@ -215,8 +215,7 @@ def require_mountpoint(directory: str) -> str:
 
 def require_fuse(device: str = "/dev/fuse") -> None:
     """Raises FuseUnavailable unless this machine can mount."""
-    if shutil.which("fusermount3") is None:
-        raise FuseUnavailable("fusermount3 is missing; install it with: sudo apt install fuse3")
+    require_fusermount()
     try:
         # Only here: every other command works on a machine without FUSE.
         importlib.import_module("cryptfs.fuse")

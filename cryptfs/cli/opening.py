@@ -67,7 +67,7 @@ def ask_vault(place: str, secret: SecretSource, request: Message, *, changes: bo
     mounted = find_mounted(place)
     if mounted is None:
         return trio.run(_ask_unmounted, place, secret, request, changes)
-    return {key: value for key, value in mounted.ask(request).items() if key != "done"}
+    return mounted.ask(request)
 
 
 async def _ask_unmounted(

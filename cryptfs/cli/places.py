@@ -110,10 +110,10 @@ class MountFailed(CryptfsError):
 
 
 def raise_error(answer: Message) -> Message:
-    """The answer itself, unless it says that something failed."""
+    """What the answer says, unless that something failed."""
     if "error" in answer:
         raise MountFailed(str(answer["error"]), int(answer.get("exit_code", 1)))
-    return answer
+    return {key: value for key, value in answer.items() if key != "done"}
 
 
 def mounted_vaults() -> Iterator[Mounted]:

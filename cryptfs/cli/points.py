@@ -68,7 +68,8 @@ def keep(place: str, point: str, name: str, secret: SecretSource, as_json: bool)
 def forget(place: str, point: str, secret: SecretSource, as_json: bool) -> None:
     """Drop the restore point POINT, for good, also one that is kept by a name.
 
-    What is in the vault now is not touched.
+    POINT is an epoch, a name, or a time. What is in the vault now is not touched. A mounted vault
+    needs no password.
     """
     answer = ask_vault(place, secret, {"do": "forget", "point": point}, changes=True)
     if as_json:
@@ -109,7 +110,8 @@ def policy(place: str, secret: SecretSource, as_json: bool, **counts: int | str 
     """Show or set which restore points are kept; N is a number, or "for-ever".
 
     Every published epoch is a restore point until the policy forgets it. It is the vault's: it
-    holds on all its devices. What "cryptfs keep" named stays in any case.
+    holds on all its devices. What "cryptfs keep" named stays in any case. A mounted vault needs no
+    password.
     """
     changes = {
         name: None if value == _FOR_EVER else value

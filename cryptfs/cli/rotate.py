@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import Final
 
 import click
@@ -11,15 +10,13 @@ import trio
 
 from cryptfs.cli.asking import (
     SecretSource,
-    choose_password,
     new_password_options,
     open_with,
     require_terminal,
     secret_options,
 )
 from cryptfs.cli.display import (
-    count,
-    format_size,
+    amount,
     printable,
     progress_bar,
     say,
@@ -28,8 +25,9 @@ from cryptfs.cli.display import (
     warn,
 )
 from cryptfs.cli.examples import examples
-from cryptfs.cli.init import confirm_line, kdf_params, print_key
+from cryptfs.cli.init import confirm_line, print_key
 from cryptfs.cli.places import find_mounted, remote_of, surroundings
+from cryptfs.cli.slots import all_slots, choose_slot, shown_id
 from cryptfs.crypto import recovery_key
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.recovery_key import RecoveryKey
@@ -38,7 +36,7 @@ from cryptfs.opening import noting_damage, open_vault
 from cryptfs.remote.base import Remote
 from cryptfs.rotation import require_rotatable, reseal, rotate
 from cryptfs.store.state import StateFolder
-from cryptfs.unlock import SlotRequest, Unlocked, local_slots
+from cryptfs.unlock import SlotRequest, Unlocked
 from cryptfs.upkeep.gc_plan import GRACE_DAYS
 from cryptfs.vault import Vault
 from cryptfs.view import Surroundings
@@ -93,8 +91,10 @@ def rotate_key(
                 if as_json:
                     _show_as_json(remote, unlocked.keys, None)
             else:
-                _tell_which_go(unlocked, around)
-                password = None if no_password else _choose_password(new_password, remote, around)
+                _tell_which_go(unlocked)
+                password = None
+                if not no_password:
+                    password = choose_slot(new_password, remote.url, around.device_name)
                 key = recovery_key.generate(os.urandom)
                 # Whatever happens from here on, somebody has the key.
                 if as_json:
@@ -137,7 +137,7 @@ async def _is_unfinished(
             if (is_new or left.packs) and not another:
                 say(
                     f"The key was changed to this one before, and "
-                    f"{count(left.packs, 'pack')} ({format_size(left.size_bytes)}) of a former key "
+                    f"{amount(left.packs, 'pack', left.size_bytes)} of a former key "
                     "are left: going on with them. (To change it once more: --another)"
                 )
                 return True
@@ -147,21 +147,16 @@ async def _is_unfinished(
     return False
 
 
-def _tell_which_go(unlocked: Unlocked, around: Surroundings) -> None:
-    slots = () if unlocked.header is None else unlocked.header.slots
-    here = local_slots(around.state_root, unlocked.keys.vault_id)
-    names = [f"{slot.slot_id} ({slot.label or 'no label'})" for slot in slots]
-    names += [f"local-{slot.slot_id} ({slot.label or 'no label'})" for slot in here]
+def _tell_which_go(unlocked: Unlocked) -> None:
+    names = [
+        f"{shown_id(slot, local)} ({slot.label or 'no label'})"
+        for slot, local in all_slots(unlocked)
+    ]
     if names:
         say(
             f"These passwords will open the vault no more: {', '.join(names)}; nor will those that "
             "are kept on other devices only. Add new ones afterwards with: cryptfs key add-password"
         )
-
-
-def _choose_password(source: SecretSource, remote: Remote, around: Surroundings) -> SlotRequest:
-    password = choose_password(source, remote.url)
-    return SlotRequest(password, kdf_params(), around.device_name, time.time_ns())
 
 
 async def _change(
@@ -206,7 +201,7 @@ async def _seal_anew(remote: Remote, unlocked: Unlocked, around: Surroundings, l
             warn(f"needs a pack that cannot be read: {printable(os.fsdecode(path))}")
         left = resealing.left()
         if left.packs:
-            packs = f"{count(left.packs, 'pack')} ({format_size(left.size_bytes)})"
+            packs = amount(left.packs, "pack", left.size_bytes)
             say(f"Left to be sealed anew: {packs}; each mount goes on with it.")
         else:
             say(

@@ -101,10 +101,9 @@ def _status_of(state: StateFolder, tell: bool) -> Message:
     if holder is not None and holder.mountpoint:
         mounted = Mounted(seen.url, holder.mountpoint, holder.pid, state)
         try:
-            answer = mounted.ask({"do": "status", "look": tell})
+            return mounted.ask({"do": "status", "look": tell}) | {"mounted": True}
         except CryptfsError as error:
             return unmounted_status(state, seen, holder) | {"problem": str(error)}
-        return {key: value for key, value in answer.items() if key != "done"} | {"mounted": True}
     return unmounted_status(state, seen, holder)
 
 

@@ -89,13 +89,18 @@ def _leave(mounted: Mounted, *, publish: bool) -> Message:
                 mounted.ask({"do": "leave", "publish": True})
             raise
         *_, last = answers
-        return {key: value for key, value in raise_error(last).items() if key != "done"}
+        return raise_error(last)
+
+
+def require_fusermount() -> None:
+    """Raises FuseUnavailable where the program is missing with which FUSE mounts and unmounts."""
+    if shutil.which("fusermount3") is None:
+        raise FuseUnavailable("fusermount3 is missing; install it with: sudo apt install fuse3")
 
 
 def fusermount(mountpoint: str) -> None:
     """Takes the mount away. Raises CryptfsError while a program uses it."""
-    if shutil.which("fusermount3") is None:
-        raise FuseUnavailable("fusermount3 is missing; install it with: sudo apt install fuse3")
+    require_fusermount()
     done = subprocess.run(
         ["fusermount3", "-u", "--", mountpoint], stderr=subprocess.PIPE, check=False
     )

@@ -18,7 +18,7 @@ import httpx
 import trio
 
 from cryptfs.errors import CryptfsError, LoginNeeded, TemporaryFailure
-from cryptfs.remote.http import network_errors, parse_json, require_tls, retry_after
+from cryptfs.remote.http import A_WEB_PAGE, network_errors, parse_json, require_tls, retry_after
 from cryptfs.remote.private_file import write_private
 
 LOGIN_FILE: Final = "gdrive.json"
@@ -181,8 +181,7 @@ async def post_form(client: httpx.AsyncClient, url: str, **form: str) -> dict[st
         answer = None
     if not isinstance(answer, dict) or (response.is_error and "error" not in answer):
         raise TemporaryFailure(
-            f"Google's login answers {response.status_code} with a page that it did not make; "
-            "is there another login between, as in hotels?"
+            f"Google's login answers {response.status_code} and something unexpected, {A_WEB_PAGE}"
         )
     return answer
 

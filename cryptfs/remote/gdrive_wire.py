@@ -38,6 +38,7 @@ from cryptfs.errors import (
 from cryptfs.remote.base import MAX_GET
 from cryptfs.remote.gdrive_account import HOST, Endpoints, Tokens, printable, read_login
 from cryptfs.remote.http import (
+    A_WEB_PAGE,
     is_web_page,
     network_errors,
     new_client,
@@ -110,10 +111,7 @@ class Answer:
         except ValueError:
             value = None
         if not isinstance(value, dict):
-            raise TemporaryFailure(
-                "something else than Drive answered with a page of its own; is there a login "
-                "between, as in hotels?"
-            )
+            raise TemporaryFailure(f"something else than Drive answers, {A_WEB_PAGE}")
         if "error" in value:
             raise failure(self)
         return value
@@ -302,7 +300,7 @@ class DriveWire:
             name=name,
         )
         if answer.is_html:
-            raise TemporaryFailure(f"a web page came instead of {name}; is there a login between?")
+            raise TemporaryFailure(f"Drive answers with something else than {name}, {A_WEB_PAGE}")
         # Headers are JSON themselves, so only what is Google's own form of an error counts.
         if answer.status == 200 and answer.body[:64].lstrip()[:1] == b"{" and is_error(answer.body):
             raise failure(answer)

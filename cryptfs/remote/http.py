@@ -36,6 +36,9 @@ MOST_SECONDS: Final = 86_400.0
 
 USER_AGENT: Final = "cryptfs"
 
+A_WEB_PAGE: Final = "a web page perhaps; does this network want a login first?"
+"""What to say of an answer that somebody else gave: the network of a hotel or a train."""
+
 
 def new_client(parallel: int, **options: object) -> httpx.AsyncClient:
     """Returns a client that keeps up to ``parallel`` connections and follows nothing by itself."""

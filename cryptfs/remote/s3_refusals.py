@@ -26,7 +26,7 @@ from cryptfs.errors import (
     TemporaryFailure,
     VaultUnreachable,
 )
-from cryptfs.remote.http import retry_after
+from cryptfs.remote.http import A_WEB_PAGE, retry_after
 from cryptfs.remote.s3_address import S3Place
 
 STATUS_IN_TEXT: Final = re.compile(r"status code: (\d{3})")
@@ -136,8 +136,7 @@ class Refusals:
     def web_page(self) -> TemporaryFailure:
         """The error for an answer that is none of S3's."""
         return TemporaryFailure(
-            f"{self._host} answers with something else than S3 does, a web page perhaps; "
-            "does this network want a login first?"
+            f"{self._host} answers with something else than S3 does, {A_WEB_PAGE}"
         )
 
 

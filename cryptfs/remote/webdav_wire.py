@@ -34,6 +34,7 @@ from cryptfs.errors import (
 from cryptfs.remote import flow
 from cryptfs.remote.base import MAX_GET, Source
 from cryptfs.remote.http import (
+    A_WEB_PAGE,
     Upload,
     body_of,
     cut_short,
@@ -249,8 +250,7 @@ class WebDavWire:
         """How many bytes of the body come before ``offset``, and the object's size if told."""
         if "Content-Encoding" in response.headers or is_web_page(response.headers):
             raise TemporaryFailure(
-                f"{self._host} answers with something else than {name}, a web page perhaps; "
-                "does this network want a login first?"
+                f"{self._host} answers with something else than {name}, {A_WEB_PAGE}"
             )
         if response.status_code == 206:
             told = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
@@ -292,8 +292,8 @@ class WebDavWire:
             )
         if status < 300:
             raise TemporaryFailure(
-                f"{self._host} answers {method} with {status} and something unexpected, a web "
-                "page perhaps; does this network want a login first?"
+                f"{self._host} answers {method} with {status} and something unexpected, "
+                f"{A_WEB_PAGE}"
             )
         raise CryptfsError(f"{self._host} {_reason(status, method)}")
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,14 +59,14 @@ def test_a_place_in_no_folder_is_refused(machine: Machine) -> None:
     assert "is not there" in said.err
 
 
-def test_a_state_directory_that_cannot_be_written_is_told_first(
+def test_a_state_folder_that_cannot_be_written_is_told_first(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (machine.folder / "file").touch()
     machine.state_root = machine.folder / "file/state"
     said = machine.run("init", "--yes", *machine.password, machine.folder / "new")
     assert (said.code, said.out) == (1, "")
-    assert "cannot write to the state directory" in said.err
+    assert "cannot write to the state folder" in said.err
     assert "CRYPTFS_STATE_DIR" in said.err
 
 
@@ -150,6 +151,19 @@ def test_ctrl_c_makes_no_vault(machine: Machine, tmp_path: Path) -> None:
         assert "interrupted" in screen.said
         assert "Traceback" not in screen.said
     assert not (tmp_path / "new").exists()
+
+
+def test_a_no_is_no_interruption(machine: Machine, tmp_path: Path) -> None:
+    """Where a vault was, and nothing is."""
+    place = tmp_path / "new"
+    machine.do("init", "--yes", "--no-password", place)
+    shutil.rmtree(place)
+    with terminal(machine, "init", "--no-password", place) as screen:
+        screen.wait_for(r"Make a new vault there all the same\? \[y/N\]")
+        screen.type("n")
+        screen.wait_for("nothing was changed")
+        assert screen.end() == 1
+    assert not place.exists()
 
 
 def test_nobody_to_ask_is_told_before_anything_is_done(machine: Machine) -> None:

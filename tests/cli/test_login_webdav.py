@@ -76,6 +76,16 @@ def test_a_failed_login_leaves_the_old_one(server: str, logins: Path, machine: M
 
 
 @pytest.mark.parametrize(
+    "options",
+    [("--password-file", ""), ("--password-file", "p", "--password-command", "echo x")],
+)
+def test_the_options_are_those_that_open_a_vault(logins: Path, options: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match=r"password (and key options|or key option)"):
+        log_in(*options, "webdav+http://me@127.0.0.1:9/x")
+    assert webdav_accounts(logins) == []
+
+
+@pytest.mark.parametrize(
     ("url", "error", "words"),
     [
         ("webdav+http://127.0.0.1:9/x", UsageError, "whose login"),
