@@ -318,9 +318,9 @@ class Database:
         self._checkpoint_nearly_done = True
 
     def _note_log_pages(self, _connection: object, _name: str, pages: int) -> int:
-        self._log_pages = pages
-        if pages < _CHECKPOINT_PAGES:  # the log started over
+        if pages < max(self._log_pages, _CHECKPOINT_PAGES):  # the log started over
             self._checkpoint_at = _CHECKPOINT_PAGES
+        self._log_pages = pages
         return apsw.SQLITE_OK
 
     def _reserve_log(self) -> None:

@@ -28,7 +28,13 @@ import trio
 
 from cryptfs.concurrency import open_nursery
 from cryptfs.crypto.keys import VaultKeys
-from cryptfs.errors import CryptfsError, IntegrityError, ObjectNotFound, RollbackError
+from cryptfs.errors import (
+    CryptfsError,
+    IntegrityError,
+    ObjectNotFound,
+    OutOfSpace,
+    RollbackError,
+)
 from cryptfs.format.metadata import (
     Envelope,
     PartRef,
@@ -204,9 +210,18 @@ class Puller:
     async def _apply_all(self, epochs: range, make_way: MakeWay | None) -> None:
         async def apply(epoch: int, data: bytes) -> bool:
             await self._apply(epoch, data, make_way)
+            if self._database.checkpoint_due():
+                await self._shorten_log()
             return True
 
         await self._each(epochs, apply)
+
+    async def _shorten_log(self) -> None:
+        """Copies the log into the database: each epoch adds every page that it touched."""
+        try:
+            await trio.to_thread.run_sync(self._database.checkpoint)
+        except OutOfSpace as error:
+            log.warning("the log grows, because it cannot be copied: %s", error)
 
     async def _each(self, epochs: range, take: Callable[[int, bytes], Awaitable[bool]]) -> None:
         """Hands the commits of these epochs over in order, until ``take`` returns that it has

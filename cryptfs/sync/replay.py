@@ -38,7 +38,7 @@ class Touched:
     entries: frozenset[Link] = frozenset()
     attributes: frozenset[int] = frozenset()
     contents: frozenset[int] = frozenset()
-    """Files whose bytes are others."""
+    """Files that were there, and whose bytes are others."""
 
     def __or__(self, other: Touched) -> Touched:
         return Touched(
@@ -299,7 +299,8 @@ class _Difference:
 
     def touched(self) -> Touched:
         attributes, resized = self._changed_inodes()
-        rewritten = (self._changed_files() | resized) - self._merged.from_mine
+        # What is new was never looked at: the names are enough, which were not there.
+        rewritten = (self._changed_files() - self._new_inodes() | resized) - self._merged.from_mine
         return Touched(self._changed_entries(), frozenset(attributes), frozenset(rewritten))
 
     def _rows(self, sql: str) -> Iterator[Row]:
@@ -351,6 +352,14 @@ class _Difference:
             before = mine[after.id]
             if before is not None:
                 yield before, after
+
+    def _new_inodes(self) -> set[int]:
+        """Returns the inodes that were not there, in the shared epoch or in mine."""
+        changed, old = (
+            {row[0] for row in self._rows(f"SELECT id FROM {source}")}
+            for source in (f"inode WHERE {CHANGED}", f"inode_past AS past WHERE {BASE}")
+        )
+        return changed - old - self._mine.inodes.keys()
 
     def _changed_files(self) -> set[int]:
         """Returns the files of which a chunk is another."""

@@ -237,6 +237,26 @@ async def test_an_open_file_keeps_what_it_shows(device: Device, tmp_path: Path) 
         await vault.fs.release(held)
 
 
+async def test_of_a_new_file_the_name_alone_is_told(device: Device, tmp_path: Path) -> None:
+    """Its number means nothing to the kernel, and the next one that is looked up is it."""
+    async with device.opened() as vault:
+        await write_file(vault, b"f", A)
+        await vault.publisher.publish()
+    laptop = device.second(tmp_path / "laptop")
+    async with laptop.opened() as vault:
+        old = find(vault, b"f").id
+        async with device.opened() as other:
+            await edit(b"f", B)(other)
+            await write_file(other, b"new", C)
+            await other.publisher.publish()
+        followed = await vault.follow()
+        new = find(vault, b"new").id
+        assert followed.touched.entries == {(ROOT_INODE, b"new")}
+        assert followed.touched.contents == {old}
+        assert vault.fs.nodes.number(new) == new
+        assert vault.fs.nodes.number(old) != old
+
+
 async def test_a_device_away_for_long_begins_from_a_checkpoint_with_its_changes_on_top(
     device: Device, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from cryptfs.errors import EpochTaken, IntegrityError, RollbackError, TemporaryF
 from cryptfs.format.names import checkpoint_name, commit_name
 from cryptfs.ids import ROOT_INODE
 from cryptfs.remote.base import Remote
+from cryptfs.store import database as database_module
 from cryptfs.store import exchange
 from cryptfs.store.database import Database
 from cryptfs.sync import publish as publish_module
@@ -45,6 +46,22 @@ async def publish_epochs(device: Device, last: int) -> dict[int, dict[bytes, See
             await vault.publisher.publish()
             seen[epoch] = await look(vault)
     return seen
+
+
+async def test_the_log_stays_short_however_many_epochs_come(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each epoch adds all pages that it touched, and those of a year are more than a disk has."""
+    await publish_epochs(device, 30)
+    lengths = {}
+    for pages in (1 << 30, 10):
+        monkeypatch.setattr(database_module, "_CHECKPOINT_PAGES", pages)
+        second = device.second(tmp_path / f"with {pages}", f"with {pages}")
+        async with second.opened(background=False) as vault:
+            assert vault.view.progress.published_epoch == 30
+            log = vault.view.database.path.with_name("state.db-wal")
+            lengths[pages] = log.stat().st_size
+    assert lengths[10] < lengths[1 << 30] / 4
 
 
 async def look_with(device: Device) -> dict[bytes, Seen]:
