@@ -173,6 +173,27 @@ async def test_both_publish_what_both_had(desk: Device, tmp_path: Path, is_close
     assert len(seen[0]) == 1 + 2 + 2
 
 
+async def test_a_copy_that_is_mounted_goes_on_while_the_original_publishes(
+    desk: Device, tmp_path: Path
+) -> None:
+    """What both have is under numbers of its own at each, so none has to be unmounted for it."""
+    await unpublished(desk)
+    laptop = copied(desk, tmp_path / "laptop")
+    async with laptop.opened(background=False) as copy:
+        await write_file(copy, b"of the laptop", noise(1000, "laptop"))
+        async with desk.opened(background=False) as vault:
+            await write_file(vault, b"of the desk", noise(1000, "desk"))
+            await vault.follower.publish()
+        await copy.follower.publish()
+        assert await read_file(copy, b"mine") == noise(300_000, b"mine")
+        assert await read_file(copy, b"of the desk") == noise(1000, "desk")
+        check_objects(copy, laptop)
+    async with desk.second(tmp_path / "new").opened(background=False) as vault:
+        assert len(await look(vault)) == 1 + 3
+        assert await read_file(vault, b"mine") == noise(300_000, b"mine")
+        assert await read_file(vault, b"of the laptop") == noise(1000, "laptop")
+
+
 async def test_dying_while_it_takes_packs_of_its_own(
     desk: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_threads: None
 ) -> None:

@@ -341,6 +341,24 @@ class Garbage:
             database.execute("DELETE FROM chunk WHERE id = ?", (copy,))
         return is_whole
 
+    def replace(self, moves: Iterable[Move]) -> None:
+        """Lets files lead to the copies of chunks, which go. Only of what was never published: it
+        has no past, and no other device knows its number.
+        """
+        database = self._database
+        _, published = _epochs(database)
+        for chunk, copy, digest in moves:
+            database.execute(
+                "UPDATE chunk SET digest = (SELECT iif(digest IS NULL, NULL, ?1) FROM chunk "
+                "WHERE id = ?2) WHERE id = ?3",
+                (digest, chunk, copy),
+            )
+            database.execute("DELETE FROM chunk WHERE id = ?", (chunk,))
+            database.execute(
+                "UPDATE extent SET chunk = ? WHERE chunk = ? AND since > ?",
+                (copy, chunk, published),
+            )
+
     def share(self, chunk: int, twin: int) -> None:
         """Lets a chunk that is lost lie where an equal one does. Only at the instant that closes
         an epoch.

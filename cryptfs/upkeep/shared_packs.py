@@ -4,6 +4,9 @@ A pack that waits for its upload has a random name, and whoever finds that name 
 object there for its own, cut off on its way, and replaces it. Of a copied state that is not so: the
 original may have filled the pack further, and what it published would be lost. So the copy seals
 what waits once more, into packs of its own.
+
+Its chunks get numbers of its own: else those of the original would be in the way when they come,
+and a mount cannot give up numbers by which somebody may have files open.
 """
 
 from __future__ import annotations
@@ -31,8 +34,9 @@ _AT_ONCE: Final = 16
 async def leave_shared_packs(
     source: Checkable, sealing: Sealing, settler: Settler, spool: Spool
 ) -> None:
-    """Gives all that waits for upload places in new packs. Durable when it returns, and begun
-    anew when it was ended in between. No epoch may be closed, and nothing else be under way.
+    """Gives all that waits for upload places in new packs, as new chunks. Durable when it returns,
+    and begun anew when it was ended in between. No epoch may be closed, and nothing else be under
+    way.
 
     What cannot be read keeps its place, and its pack is not sent: perhaps the other machine does.
     Raises OutOfSpace.
@@ -69,7 +73,7 @@ async def _move_all(source: Checkable, sealing: Sealing, pack: SpooledPack) -> N
             Move(chunk, copy, chunk_id(source.keys.chunk_id, content))
             for (chunk, content), copy in zip(found.items(), copies, strict=True)
         ]
-        Garbage(source.database).move(moves, pack.id)
+        Garbage(source.database).replace(moves)
     if lost:
         log.error("%s is not sent: %d of its chunks cannot be read here", pack.name.hex(), lost)
         source.content.note_uploaded([pack.id])
