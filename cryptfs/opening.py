@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from typing import Final
 
 from cryptfs.crypto.keys import VaultKeys
@@ -184,6 +184,8 @@ class Opened:
     vault: Vault | None
     notices: list[str]
     mountpoint: str = ""
+    refused: IntegrityError | None = None
+    """Why this is what the device has, and not the vault's newest state."""
 
 
 @asynccontextmanager
@@ -212,7 +214,10 @@ async def open_as_it_is(
             raise
         database = Database(state.database, unlocked.keys.state_database, read_only=True)
         try:
-            notice = f"the vault is mounted at {holder.mountpoint}: this is its settled state"
+            notice = (
+                f"the vault is mounted at {holder.mountpoint}: what was written there in the last "
+                "seconds may be missing here"
+            )
             with noting_damage(state):
                 view = make_view(remote, unlocked.keys, state, database, around)
                 yield Opened(view, None, [notice], holder.mountpoint)
@@ -224,6 +229,22 @@ async def open_as_it_is(
             yield Opened(vault.view, vault, vault.notices + vault.private_notices)
     finally:
         vault.close()
+
+
+@asynccontextmanager
+async def open_what_is_here(
+    remote: Remote, unlocked: Unlocked, around: Surroundings
+) -> AsyncIterator[Opened]:
+    """Opens the vault for reading as ``open_as_it_is`` does, but where its line of epochs is
+    refused, what this device has of it. Raises where that is nothing.
+    """
+    async with AsyncExitStack() as stack:
+        try:
+            opened = await stack.enter_async_context(open_as_it_is(remote, unlocked, around))
+        except IntegrityError as error:
+            looking = open_as_it_is(remote, unlocked, around, only_look=True)
+            opened = replace(await stack.enter_async_context(looking), refused=error)
+        yield opened
 
 
 @contextmanager

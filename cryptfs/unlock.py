@@ -231,7 +231,7 @@ def _refuse_former(keys: VaultKeys, state_root: Path) -> None:
             raise KeyChanged(
                 "the key of this vault was changed, and this secret is of a former one; use the "
                 "new password or the new 64 digits. (To go on from an older copy of the vault all "
-                "the same, use --accept-rollback)"
+                "the same, use cryptfs mount --accept-rollback)"
             )
 
 

@@ -287,7 +287,10 @@ async def _repair(
             "Unmount it and repair again for the rest."
         )
     if not steps:
-        say("Nothing was repaired: nothing needs it that this device still has.")
+        if any(finding.severity is not Severity.NOTICE for finding in found.findings):
+            say("Nothing was repaired: this device has no copy of what is missing or damaged.")
+        else:
+            say("Nothing needs to be repaired.")
         return False
     for step in steps:
         say(f"To do: {step.sentence}.")

@@ -104,7 +104,7 @@ def plan_lines(plan: Message) -> list[str]:
     lines = []
     if plan["forget_restore_points"]:
         points = count(plan["forget_restore_points"], "restore point")
-        lines.append(f"Forget {points} that the policy keeps no longer.")
+        lines.append(f"Forget {points} that are not kept by the policy, or were dropped.")
     if plan["repack_packs"]:
         lines.append(f"Pack what is needed of {packs('repack')} anew.")
     if plan["condemn_packs"]:
@@ -125,4 +125,8 @@ def _tell(report: Message, as_json: bool) -> None:
     for problem in report["problems"]:
         warn(problem)
     objects = count(report["deleted_objects"], "object")
-    say(f"Cleaned up: {objects} deleted ({format_size(report['deleted_bytes'])}).")
+    say(
+        f"Cleaned up: {objects} deleted ({format_size(report['deleted_bytes'])}). What was removed "
+        f"from the folder leaves the vault {GRACE_DAYS} days after no restore point needs it "
+        "(cryptfs policy)."
+    )

@@ -75,7 +75,8 @@ def forget(place: str, point: str, secret: SecretSource, as_json: bool) -> None:
     if as_json:
         show_json(answer)
     else:
-        say(f"Restore point {answer['epoch']} is forgotten.")
+        name = "" if answer["name"] is None else f", kept as {printable(answer['name'])!r},"
+        say(f"Restore point {answer['epoch']}{name} is forgotten.")
 
 
 def _count(

@@ -25,7 +25,7 @@ from cryptfs.cli.places import is_inside, remote_of, surroundings
 from cryptfs.cli.points import at_option, point_text
 from cryptfs.control import format_time
 from cryptfs.errors import IntegrityError, UsageError
-from cryptfs.opening import open_view
+from cryptfs.opening import open_what_is_here
 from cryptfs.remote.stack import Stack
 from cryptfs.upkeep.contents import Readable, at_epoch
 from cryptfs.upkeep.points import Points
@@ -90,11 +90,13 @@ async def _restore(
     around = surroundings()
     try:
         unlocked = await open_with(remote, secret, around.state_root)
-        async with open_view(remote, unlocked, around) as (view, notices):
-            for notice in notices:
+        async with open_what_is_here(remote, unlocked, around) as opened:
+            for notice in opened.notices:
                 warn(notice)
+            view = opened.view
             source: Readable = view
             head = view.progress.last_published()
+            _require_wanted(opened.refused, view.progress.published_epoch, at)
             if at is not None:
                 point = Points(view.database, view.tree, view.progress).find(at, around.clock_ns())
                 source = at_epoch(view.database, view.chunks, point.epoch)
@@ -115,6 +117,20 @@ async def _restore(
                 )
     finally:
         await remote.close()
+
+
+def _require_wanted(refused: IntegrityError | None, epoch: int, at: str | None) -> None:
+    """Raises what keeps this device from the vault's newest epoch, unless one was asked for by its
+    number: nothing older is ever given for the newest.
+    """
+    if refused is None:
+        return
+    if at is None or not at.isdecimal():
+        raise type(refused)(
+            f"{refused}. What this device has of the vault is restored when it is asked for by its "
+            f"number: cryptfs restore --at {epoch}"
+        )
+    warn(str(refused))
 
 
 def _tell(done: Restored, destination: str) -> None:

@@ -158,7 +158,8 @@ def _files(folder: Path) -> list[Path]:
 def _lines(one: Message) -> Iterator[str]:
     """What there is to say of a vault, but its problem."""
     yield f"vault        {one['vault']}"
-    yield f"mounted at   {one['mountpoint'] or 'not mounted'}"
+    past = "" if one["at"] is None else f", as it was at restore point {one['at']}"
+    yield f"mounted at   {one['mountpoint'] or 'not mounted'}{past}"
     if not one["mounted"]:
         if one["unpublished_bytes"]:
             yield f"unpublished  up to {format_size(one['unpublished_bytes'])}"

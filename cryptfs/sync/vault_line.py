@@ -63,7 +63,7 @@ class VaultLine:
             raise RollbackError(
                 f"the vault went back: this device has seen epoch {seen}, and the newest there "
                 f"is epoch {head}; somebody removed or restored objects. Nothing was changed; "
-                "to go on from the older state all the same, use --accept-rollback"
+                "to go on from the older state all the same, use cryptfs mount --accept-rollback"
             )
         digest = await self._digest(seen)
         if digest is None:
@@ -77,7 +77,8 @@ class VaultLine:
         if digest != self._progress.published_digest:
             raise RollbackError(
                 f"epoch {seen} is another one than this device has seen (the newest there is "
-                f"epoch {head}); somebody replaced the history of the vault. Nothing was changed"
+                f"epoch {head}); somebody replaced the history of the vault. Nothing was changed; "
+                "see what is wrong with: cryptfs check"
             )
         return Ahead(head, seen)
 

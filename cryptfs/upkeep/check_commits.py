@@ -44,7 +44,8 @@ _NEWER: Final = (
 )
 _REPLACED: Final = (
     "nothing is repaired here, because both may be somebody's work: restore what this device "
-    "has ('cryptfs restore VAULT DEST'), then go on from the other with mount --accept-rollback"
+    "has ('cryptfs restore --at {epoch} VAULT DEST'), then go on from the other with 'cryptfs "
+    "mount --accept-rollback VAULT DIR'"
 )
 _NEW_CHECKPOINT: Final = (
     "nothing is lost: a new device reads the commits one by one instead; run: cryptfs check "
@@ -304,7 +305,7 @@ class LineCheck:
 
     def _of_checkpoint(self, one: _Read) -> Iterator[Finding]:
         for kind, name, what in one.wrong:
-            advice = _REPLACED if kind.endswith("-replaced") else _NEW_CHECKPOINT
+            advice = self._replaced() if kind.endswith("-replaced") else _NEW_CHECKPOINT
             yield Finding(Severity.RISK, kind, name + what, advice, name)
 
     def _of_commits(self, wrong: list[_Read]) -> Iterator[Finding]:
@@ -318,15 +319,16 @@ class LineCheck:
 
     def _of_commit(self, epoch: int, last: int, kind: str, name: str, sentence: str) -> Finding:
         advice = _NEWER if self._line.digests and epoch > self._newest_seen else _PUT_BACK
-        if kind.endswith("-replaced"):
-            advice = _REPLACED
+        is_replaced = kind.endswith("-replaced")
+        if is_replaced:
+            advice = self._replaced()
         stand_in = max(self._report.checkpoints, default=0)
         commits = self._inventory.numbers(NameKind.COMMIT)
         if last <= stand_in <= max(commits, default=0):
             return Finding(
                 Severity.RISK, kind,
                 f"{sentence}; the checkpoint of epoch {stand_in} stands in for it",
-                advice if advice is _REPLACED else _STANDS_IN, name,
+                advice if is_replaced else _STANDS_IN, name,
             )  # fmt: skip
         begins = commits[:1] == [1] or any(one < epoch for one in self._report.checkpoints)
         what = "cannot read the vault"
@@ -338,6 +340,9 @@ class LineCheck:
             f"what was published up to epoch {self._report.head}",
             advice, name,
         )  # fmt: skip
+
+    def _replaced(self) -> str:
+        return _REPLACED.format(epoch=self._newest_seen)
 
     def _of_missing_checkpoint(self) -> Iterator[Finding]:
         head, newest = self._report.head, max(self._report.checkpoints, default=0)

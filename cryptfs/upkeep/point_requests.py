@@ -80,7 +80,10 @@ def _undelete(points: Points, request: Request, now_ns: int) -> Answer:
         if points.holds(point, path):
             return _place(points, point)
     where = "no restore point" if at is None else f"restore point {at}"
-    raise UsageError(f"{where} holds {os.fsdecode(path)!r}")
+    raise UsageError(
+        f"{where} holds {os.fsdecode(path)!r}; the restore points are folders in .cryptfs, at the "
+        "top of the mount, to look for it"
+    )
 
 
 def _place(points: Points, point: RestorePoint) -> Answer:

@@ -181,9 +181,8 @@ async def _shared(source: Checkable, writer: Writer, lost: set[int]) -> list[Ste
     if twins:
         steps.append(Step(f"take {len(twins)} lost chunks from packs that hold the same", share))
     if distrusted:
-        sentence = (
-            f"store bytes anew that are in {len(distrusted)} lost chunks, if they are written"
-        )
+        chunks = "1 lost chunk" if len(distrusted) == 1 else f"{len(distrusted)} lost chunks"
+        sentence = f"note that {chunks} cannot be used when somebody writes the same again"
         steps.append(Step(sentence, distrust))
     return steps
 

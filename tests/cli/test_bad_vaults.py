@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 from collections.abc import Callable, Iterator
@@ -253,6 +254,32 @@ def test_a_vault_that_went_back(machine: Machine) -> None:
     machine.do("umount", machine.mountpoint)
     machine.do(*mount)
     machine.do("umount", machine.mountpoint)
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_what_this_device_has_is_restored_as_the_check_says(
+    filled: Machine, make_machine: MakeMachine, is_replaced: bool
+) -> None:
+    """Never as if it were the newest: it has to be asked for."""
+    commit = filled.vault / "commits/0000000002.000"
+    commit.unlink()
+    if is_replaced:
+        laptop = make_machine("laptop")
+        laptop.mount()
+        (laptop.mountpoint / "other").touch()
+        laptop.do("umount", laptop.mountpoint)
+        found = filled.run("check", *filled.password, filled.vault).out
+        advised = re.search(r"'cryptfs (restore --at 2) VAULT DEST'", found)
+        assert advised is not None
+    restore = ("restore", *filled.password, filled.vault, filled.folder / "restored")
+    said = filled.run(*restore)
+    assert said.code == 4 and "cryptfs restore --at 2" in said.err
+    assert filled.run(*restore, "--at", "today 23:59:59").code == 4
+    assert not (filled.folder / "restored").exists()
+    said = filled.do(*restore, "--at", "2")
+    assert "somebody" in said.err, "it is told all the same"
+    assert (filled.folder / "restored/letter").read_text() == "dear reader"
+    assert filled.run("log", *filled.password, filled.vault).code == 4, "nothing was accepted"
 
 
 def test_a_header_that_went_back(machine: Machine, header: Path) -> None:

@@ -76,7 +76,7 @@ def test_an_ended_check_says_where_it_goes_on(filled: Machine) -> None:
 
 def test_repair_from_copies(filled: Machine) -> None:
     said = filled.do("check", "--repair", "--data", *filled.password, filled.vault)
-    assert "Nothing was repaired" in said.err and "All is well" in said.err
+    assert "Nothing needs to be repaired" in said.err and "All is well" in said.err
     (pack,) = (filled.vault / "packs").iterdir()
     before = pack.read_bytes()
     (state_of(filled) / "cache" / pack.name).write_bytes(before)
@@ -206,7 +206,7 @@ def test_a_mounted_vault_is_checked_and_says_so(filled: Machine) -> None:
         file.flush()
         os.fsync(file.fileno())
     said = filled.do("check", "--data", *filled.password, filled.vault)
-    assert f"mounted at {filled.mountpoint}: this is its settled state" in said.err
+    assert f"mounted at {filled.mountpoint}: what was written there" in said.err
     assert "Checking epoch 2, published" in said.err
     assert "All is well" in said.err
     (filled.vault / commit_name(2)).unlink()

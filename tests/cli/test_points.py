@@ -127,6 +127,7 @@ def test_mount_at(mounted: Machine) -> None:
     mounted.do("umount", mounted.mountpoint)
     status = mounted.mount("--at", "2")
     assert (status["at"], status["read_only"]) == (2, True)
+    assert "as it was at restore point 2" in mounted.do("status", mounted.mountpoint).out
     assert (mounted.mountpoint / "letter").read_text() == "first"
     said = mounted.run("keep", mounted.mountpoint, 2, "name")
     assert said.code == 2

@@ -1,11 +1,13 @@
-"""A mount in long use: random operations beside a plain folder, kill -9, remounts, publications.
+"""Two mounts in long use: random operations beside a plain folder, kill -9, remounts, clean-ups.
 
     scripts/soak --minutes 60 --seed 7
 
-The same operation is done on the mount and in a plain folder, and both must hold the same and
-fail the same. After a death the mount holds what it held after some operation since the last
-sync that returned; only what the operation after that one touched may be half done. What is
-published is compared on another device.
+Two devices have the vault mounted, and each works in a folder of its own. The same operation is
+done on the mount and in a plain folder, and both must hold the same and fail the same. After a
+death the mount holds what it held after some operation since the last sync that returned; only
+what the operation after that one touched may be half done. Now and then the two meet: then both
+show the same, and so does a third device. Their days last four seconds, so that restore points are
+forgotten, and the clean-ups delete what was replaced; in the end every chunk of the vault opens.
 """
 
 from __future__ import annotations
@@ -27,7 +29,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+import trio
+
 from cryptfs.errors import CryptfsError
+from cryptfs.opening import open_view
+from cryptfs.remote.folder import FolderRemote
+from cryptfs.unlock import unlock
+from cryptfs.upkeep.check import check
+from cryptfs.upkeep.findings import Finding, Severity
 from tests.mount.mounting import Device, Mount, make_device
 from tests.mount.snapshots import Entry, differences, snapshot
 
@@ -39,6 +48,7 @@ DEAD: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.EIO, errno.EN
 NAMES: Final = ("a", "b", "c", "d e", "ü", "f")
 MOST_BYTES: Final = 400_000
 MOST_FILES: Final = 60
+MODULE: Final = "tests.mount.hasty_daemon"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,92 +69,194 @@ class Counts:
     steps: int = 0
     deaths: int = 0
     remounts: int = 0
-    publications: int = 0
+    meetings: int = 0
+    clean_ups: int = 0
+    deleted: int = 0
 
     def __str__(self) -> str:
         return (
             f"{self.steps} operations, {self.deaths} deaths, {self.remounts} remounts, "
-            f"{self.publications} publications compared"
+            f"{self.meetings} meetings, {self.clean_ups} clean-ups that deleted "
+            f"{self.deleted} objects"
         )
 
 
 @dataclass(slots=True)
 class Soak:
-    """One run. Invariant: ``history[0]`` is sure, each later entry is what an operation made."""
+    """One run."""
 
     home: Path
     seed: int
-    device: Device = field(init=False)
     chance: random.Random = field(init=False)
-    mount: Mount = field(init=False)
+    sides: list[Side] = field(init=False)
+    device: Device = field(init=False)
+    began_ns: int = field(default_factory=time.time_ns)
     counts: Counts = field(default_factory=Counts)
-    history: list[tuple[tuple[str, ...], Tree]] = field(default_factory=list)
     last: deque[str] = field(default_factory=lambda: deque(maxlen=15))
 
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)
-        self.model.mkdir(parents=True)
+        self.home.mkdir(parents=True, exist_ok=True)
         self.device = make_device(self.home)
+        devices = (self.device, self.device.other("tablet"))
+        self.sides = [Side(self, device) for device in devices]
 
-    @property
-    def model(self) -> Path:
-        return self.home / "model"
+    def start(self, device: Device, mountpoint: Path, *, read_only: bool = False) -> Mount:
+        arguments = (str(self.began_ns),)
+        return device.start(mountpoint, module=MODULE, arguments=arguments, read_only=read_only)
 
-    @property
-    def mountpoint(self) -> Path:
-        return self.home / "mnt"
+    def note(self, label: str) -> None:
+        self.last.append(f"{self.counts.steps}: {label}")
 
     # -- the run -------------------------------------------------------------------------------
 
     def run(self, seconds: float) -> None:
-        """Goes on for so long, and ends with the vault compared on a new device."""
+        """Goes on for so long, and ends with the vault compared on a new device, and checked."""
         end = time.monotonic() + seconds
-        self.mount = self.device.start(self.mountpoint)
         try:
-            self._be_sure()
+            for side in self.sides:
+                side.begin()
             while time.monotonic() < end:
-                self._step()
-            self._publish_and_compare("a new laptop")
-            self.mount.unmount()
+                self._step(self.chance.choice(self.sides))
+            for side in self.sides:
+                self._clean_up(side)
+            self._meet("a new laptop")
+            for side in self.sides:
+                side.mount.unmount()
         except BaseException:
-            self.mount.abandon()
+            for side in self.sides:
+                side.abandon()
             raise
+        self._check()
 
-    def _step(self) -> None:
+    def _step(self, side: Side) -> None:
         self.counts.steps += 1
         match self.chance.choices(
-            ("operate", "sync", "compare", "publish", "remount", "die"),
-            (100, 5, 2, 1, 0.5, 1.5),
+            ("operate", "sync", "compare", "meet", "clean up", "remount", "die"),
+            (100, 5, 2, 1, 1, 0.5, 1.5),
         )[0]:
             case "operate":
-                self._operate(self._choose())
+                side.operate(side.choose())
             case "sync":
-                self._note("sync")
-                self._be_sure()
+                self.note(f"{side.name}: sync")
+                side.be_sure()
             case "compare":
-                self._note("compare")
-                self._compare()
-            case "publish":
-                self._note("publish")
-                self._publish_and_compare("phone")
+                self.note(f"{side.name}: compare")
+                side.compare()
+            case "meet":
+                self._meet("phone")
+            case "clean up":
+                self._clean_up(side)
             case "remount":
-                self._note("remount")
+                self.note(f"{side.name}: remount")
                 self.counts.remounts += 1
-                self.mount.unmount()
-                self.mount = self.device.start(self.mountpoint)
-                self._compare()
-                self._be_sure()
+                side.remount()
             case _:
-                self._note("die")
-                self._die()
+                self.note(f"{side.name}: die")
+                self.counts.deaths += 1
+                side.die()
 
-    def _note(self, label: str) -> None:
-        self.last.append(f"{self.counts.steps}: {label}")
+    def _meet(self, name: str) -> None:
+        """Everybody publishes, and then sees the same."""
+        self.note("meet")
+        self.counts.meetings += 1
+        for side in self.sides:
+            side.compare()
+        for side in (*self.sides, self.sides[0]):  # who was first does not know of the second yet
+            side.publish()
+        first, second = (snapshot(side.mount.path) for side in self.sides)
+        mount = self.start(self.device.other(name), self.home / "other", read_only=True)
+        try:
+            third = snapshot(mount.path)
+        except BaseException:
+            mount.abandon()
+            raise
+        mount.unmount()
+        found = differences(first, second) + differences(first, third)
+        if found:
+            raise Failed(f"the devices do not see the same: {found[:5]}")
+        for side in self.sides:
+            side.be_sure()
 
-    def _operate(self, operation: Operation) -> bool:
+    def _clean_up(self, side: Side) -> None:
+        self.note(f"{side.name}: clean up")
+        self.counts.clean_ups += 1
+        for _ in range(3):
+            side.publish()
+            answer = side.mount.ask(do="clean up", plan=False)
+            if "error" not in answer:
+                break  # else the other one published by itself just then
+        if "error" in answer or answer["problems"]:
+            raise Failed(f"cleaning up: {answer}")
+        self.counts.deleted += answer["deleted_objects"]
+
+    def _check(self) -> None:
+        """Opens every chunk of the vault, on a device that knows nothing yet."""
+
+        async def check_all() -> list[Finding]:
+            remote = FolderRemote(self.device.vault)
+            listed = await remote.list("")
+            unlocked = await unlock(remote, self.device.key, self.home)
+            around = self.device.other("checker").surroundings
+            async with open_view(remote, unlocked, around) as (view, _):
+                return await check(view, listed, data=True)
+
+        found = [one for one in trio.run(check_all) if one.severity is not Severity.NOTICE]
+        if found:
+            raise Failed(f"the vault is not whole: {found[:5]}")
+
+
+@dataclass(slots=True)
+class Side:
+    """One device at work. Invariant: ``history[0]`` is sure, each later entry is what an operation
+    made.
+    """
+
+    soak: Soak
+    device: Device
+    mount: Mount = field(init=False)
+    history: list[tuple[tuple[str, ...], Tree]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.device.name
+
+    @property
+    def chance(self) -> random.Random:
+        return self.soak.chance
+
+    @property
+    def model(self) -> Path:
+        return self.soak.home / f"model of {self.name}"
+
+    @property
+    def top(self) -> Path:
+        """The folder on the mount that is this side's own."""
+        return self.mount.path / self.name
+
+    def begin(self) -> None:
+        self.model.mkdir()
+        self._mount()
+        self.top.mkdir()
+        self.be_sure()
+
+    def _mount(self) -> None:
+        self.mount = self.soak.start(self.device, self.soak.home / f"mount of {self.name}")
+
+    def abandon(self) -> None:
+        if hasattr(self, "mount"):
+            self.mount.abandon()
+
+    def remount(self) -> None:
+        self.mount.unmount()
+        self._mount()
+        self.compare()
+        self.be_sure()
+
+    def operate(self, operation: Operation) -> bool:
         """Does it on both; False if the mount died before it was done."""
-        self._note(operation.label)
-        code = _errno_of(operation, self.mountpoint)
+        self.soak.note(f"{self.name}: {operation.label}")
+        code = _errno_of(operation, self.top)
         if code in DEAD and self._has_died():
             self.history.append((operation.touched, self.history[-1][1]))
             return False
@@ -159,54 +271,46 @@ class Soak:
             self.mount.process.wait(2)  # it answers no more a moment before it has ended
         return self.mount.process.returncode is not None
 
-    def _compare(self) -> None:
-        found = differences(look(self.model, links=True), look(self.mountpoint, links=True))
+    def compare(self) -> None:
+        found = differences(look(self.model, links=True), look(self.top, links=True))
         if found:
             raise Failed(f"the mount is not what it should be: {found[:5]}")
 
-    def _be_sure(self) -> None:
+    def be_sure(self) -> None:
         """After this nothing of what was done may be lost."""
-        fd = os.open(self.mountpoint, os.O_RDONLY)
+        fd = os.open(self.top, os.O_RDONLY)
         try:
             os.fsync(fd)
         finally:
             os.close(fd)
         self.history = [((), look(self.model))]
 
-    def _publish_and_compare(self, name: str) -> None:
-        self.counts.publications += 1
-        self._compare()
+    def publish(self) -> None:
         answer = self.mount.sync()
         if "error" in answer:
             raise Failed(f"publishing: {answer['error']}")
-        with self.device.other(name).mount(self.home / "other", read_only=True) as other:
-            found = differences(snapshot(self.mountpoint), snapshot(other.path))
-        if found:
-            raise Failed(f"another device sees something else: {found[:5]}")
-        self._be_sure()
 
     # -- dying -----------------------------------------------------------------------------------
 
-    def _die(self) -> None:
+    def die(self) -> None:
         """Kills the process in the middle of whatever comes, perhaps of publishing."""
-        self.counts.deaths += 1
         publishing = None
         if self.chance.random() < 0.5:
             publishing = threading.Thread(target=self._publish_until_death)
             publishing.start()
         killer = threading.Timer(self.chance.uniform(0, 0.2), self.mount.process.kill)
         killer.start()
-        while self._operate(self._choose()):
-            self.counts.steps += 1
+        while self.operate(self.choose()):
+            self.soak.counts.steps += 1
         killer.join()
         if publishing is not None:
             publishing.join()
         self.mount.process.wait()
         self.mount.clear()
-        self.mount = self.device.start(self.mountpoint)
+        self._mount()
         if self.mount.ready["notices"]:
             raise Failed(f"after a death: {self.mount.ready['notices']}")
-        self._take_over(look(self.mountpoint))
+        self._take_over(look(self.top))
 
     def _publish_until_death(self) -> None:
         with suppress(OSError, CryptfsError):
@@ -224,13 +328,13 @@ class Soak:
             least = min(problems, key=len)
             raise Failed(f"after a death the mount holds what it never held: {least[:5]}")
         shutil.rmtree(self.model)
-        subprocess.run(["cp", "-a", "--", self.mountpoint, self.model], check=True)
-        self._compare()
-        self._be_sure()
+        subprocess.run(["cp", "-a", "--", self.top, self.model], check=True)
+        self.compare()
+        self.be_sure()
 
     # -- choosing --------------------------------------------------------------------------------
 
-    def _choose(self) -> Operation:
+    def choose(self) -> Operation:
         chance = self.chance
         files, folders = self._paths()
         kinds = ["create", "create", "folder", "symlink"]
@@ -400,7 +504,8 @@ def _append(path: Path, data: bytes) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="scripts/soak", description="Uses a mount hard for a while, with kill -9 in between."
+        prog="scripts/soak",
+        description="Uses two mounts hard for a while, with kill -9 in between.",
     )
     parser.add_argument("--minutes", type=float, default=60.0, help="how long; 60 if not given")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of all choices")

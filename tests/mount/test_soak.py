@@ -14,4 +14,5 @@ def test_a_short_soak(tmp_path: Path) -> None:
     soak.run(SECONDS)
     assert soak.counts.steps > 50, soak.counts
     assert soak.counts.deaths > 0, soak.counts
-    assert soak.counts.publications > 0, soak.counts
+    assert soak.counts.meetings > 0, soak.counts
+    assert soak.counts.clean_ups > 0, soak.counts

@@ -74,7 +74,7 @@ async def test_a_copy_that_is_damaged_too_is_not_used(full: Device, harm: Harm) 
     (found,) = left.findings
     assert (found.object, found.files) == (name, (b"third",))
     assert stored(full) == there
-    assert done == ["store bytes anew that are in 1 lost chunks, if they are written"]
+    assert done == ["note that 1 lost chunk cannot be used when somebody writes the same again"]
     assert (await repaired(full))[0] == []
 
 
