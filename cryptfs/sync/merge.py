@@ -123,7 +123,7 @@ class _Merging:
         self._base, self._theirs, self._mine = base, theirs, mine
         self._new_id, self._free_name = new_id, free_name
         self._nodes = dict(theirs.nodes)
-        self._links = dict(theirs.links)
+        self._links = _Links(theirs.links)
         self._base_names = _names(base.links)
         self._their_names = _names(theirs.links)
         self._my_names = _names(mine.links)
@@ -296,14 +296,14 @@ class _Merging:
 
     def _is_below(self, folder: int, above: int) -> bool:
         """Whether ``folder`` is ``above`` or lies below it by now."""
-        parents = {id: link[0] for link, id in self._links.items() if id in self._nodes}
         at: int | None = folder
         seen: set[int] = set()
         while at is not None and at not in seen:
             if at == above:
                 return True
             seen.add(at)
-            at = parents.get(at)
+            names = self._links.of(at) if at in self._nodes else []
+            at = names[-1][0] if names else None
         return False
 
     def _put_back(self, id: int) -> None:
@@ -359,7 +359,7 @@ class _Merging:
                 self._absorbed[other] = there
         elif len(self._my_names[id]) == 1:
             return True
-        for link in [link for link, other in self._links.items() if other == id]:
+        for link in self._links.of(id):
             self._links[link] = there
         return True
 
@@ -371,9 +371,8 @@ class _Merging:
 
     def name_copies(self) -> None:
         """Gives what was changed on both sides its second name, beside the first."""
-        names = _names(self._links)
         for copy in self._unnamed:
-            link = self._name_of(copy.original, names)
+            link = self._name_of(copy.original)
             if self._find_equal(link[0], self._nodes[copy.id]) is not None:
                 # Another device replayed the same change before us.
                 del self._nodes[copy.id]
@@ -382,9 +381,10 @@ class _Merging:
             self._links[self._conflict_link(link)] = copy.id
             self._conflicts.append(Conflict(copy.original, copy.id))
 
-    def _name_of(self, id: int, names: Mapping[int, set[Link]]) -> Link:
+    def _name_of(self, id: int) -> Link:
         """Returns the name of an inode by now, preferably one that mine knows."""
-        return min(names[id] & self._my_names.get(id, set()) or names[id])
+        names = set(self._links.of(id))
+        return min(names & self._my_names.get(id, set()) or names)
 
     def _find_equal(self, folder: int, node: Node) -> int | None:
         """Returns what theirs made since base in the folder, with the same content as ``node``."""
@@ -399,6 +399,30 @@ class _Merging:
             if theirs is not None and id not in self._base.nodes:
                 made.setdefault((folder, theirs.kind, theirs.content), id)
         return made
+
+
+class _Links(dict[Link, int]):
+    """What the names lead to, and the other way round. Changed by ``[]`` and ``del`` only."""
+
+    def __init__(self, links: Mapping[Link, int]):
+        super().__init__()
+        self._of: dict[int, dict[Link, None]] = {}
+        for link, id in links.items():
+            self[link] = id
+
+    def __setitem__(self, link: Link, id: int) -> None:
+        if link in self:
+            del self._of[self[link]][link]
+        super().__setitem__(link, id)
+        self._of.setdefault(id, {})[link] = None
+
+    def __delitem__(self, link: Link) -> None:
+        del self._of[self[link]][link]
+        super().__delitem__(link)
+
+    def of(self, id: int) -> list[Link]:
+        """Returns the names of an inode, the newest last."""
+        return list(self._of.get(id, ()))
 
 
 def _names(links: Mapping[Link, int]) -> dict[int, set[Link]]:

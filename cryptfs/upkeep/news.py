@@ -59,7 +59,7 @@ class News:
 
     def new_conflicts(self) -> list[str]:
         """Returns the conflicts that nobody was told of, each in words."""
-        told = str(self._myself.get(_TOLD) or "").split(",")
+        told = set(str(self._myself.get(_TOLD) or "").split(","))
         return [
             conflict_text(one.original.path, one.copy.path, one.device)
             for one in self._conflicts.open()
