@@ -117,6 +117,10 @@ def plan_lines(plan: Message) -> list[str]:
     if plan["delete_objects"]:
         objects = count(plan["delete_objects"], "object")
         lines.append(f"Delete {objects} ({format_size(plan['delete_bytes'])}).")
+    if plan["abandoned_objects"]:
+        objects = count(plan["abandoned_objects"], "object")
+        size = format_size(plan["abandoned_bytes"])
+        lines.append(f"Delete what of {objects} ({size}) an interrupted device left behind.")
     if plan["waiting_packs"]:
         lines.append(f"Still set aside: {packs('waiting')}.")
     return lines or ["There is nothing to clean up."]
