@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import os
 import runpy
 import shutil
@@ -107,6 +108,56 @@ def test_a_vault_of_two_keys(tmp_path: Path) -> None:
     assert (tmp_path / "before/letter").read_bytes() == FILES[b"letter"]
     run = Run(folder, str(tmp_path / "former"))
     assert run.code == 4 and "epoch 4 cannot be read" in run.err
+
+
+@pytest.fixture
+def of_three_keys(tmp_path: Path) -> Path:
+    """The newest checkpoint is lost: those before it are of former keys, and so are commits."""
+    folder = shutil.copytree(VAULT.parent / "vault-1-keys", tmp_path / "vault")
+    (folder / checkpoint_name(6)).unlink()
+    return folder
+
+
+OF_THREE_KEYS = json.loads((VAULT.parent / "vault-1-keys.json").read_text())
+THREE_KEYS = "\n".join(OF_THREE_KEYS["recovery_key"])
+
+
+def test_the_line_of_former_keys_is_followed_to_the_newest(
+    of_three_keys: Path, tmp_path: Path
+) -> None:
+    run = Run(of_three_keys, str(tmp_path / "out"), key=THREE_KEYS)
+    assert run.code == 0 and "checkpoints/0000000004.000 does not open" in run.err
+    found = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert {
+        name: hashlib.sha256(data).hexdigest() for name, data in found.items()
+    } == OF_THREE_KEYS["files"]
+
+
+def test_a_line_that_does_not_reach_the_newest_key_is_told(
+    of_three_keys: Path, tmp_path: Path
+) -> None:
+    (of_three_keys / commit_name(3)).unlink()
+    run = Run(of_three_keys, str(tmp_path / "out"), key=THREE_KEYS)
+    assert run.code == 4 and not (tmp_path / "out").exists()
+    assert "epoch 3 cannot be read" in run.err
+    assert "for what is left vouches only a former key" in run.err
+    run = Run(of_three_keys, str(tmp_path / "out"), "--epoch=2", key=THREE_KEYS)
+    assert run.code == 0 and [path.name for path in (tmp_path / "out").iterdir()]
+
+
+def test_no_commit_of_a_former_key_goes_on_from_one_of_a_newer(
+    of_three_keys: Path, tmp_path: Path
+) -> None:
+    """Whoever has the first key writes an epoch 6 in the place of that of the third one."""
+    parent = object_digest((of_three_keys / commit_name(5)).read_bytes())
+    forged = body(b"forged", parent) | {"epoch": 6}
+    forged["rows"] = {}
+    data = forge(ObjectKind.COMMIT, commit_name(6), compress(forged))
+    (of_three_keys / commit_name(6)).unlink()
+    (of_three_keys / commit_name(6)).write_bytes(data)
+    run = Run(of_three_keys, str(tmp_path / "out"), key=THREE_KEYS)
+    assert run.code == 4 and "epoch 6 cannot be read" in run.err
+    assert "for what is left vouches only a former key" in run.err
 
 
 # -- everything, at every epoch --------------------------------------------------------------

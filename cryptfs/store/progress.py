@@ -158,6 +158,13 @@ class Progress:
         )
         return None if row is None else PublishedEpoch(*row)
 
+    def last_own_time_ns(self) -> int | None:
+        """Returns when this device published last; None if no epoch of its own is known."""
+        time_ns = self._database.value(
+            "SELECT max(time_ns) FROM epoch WHERE device = ?", (self.device,)
+        )
+        return None if time_ns is None else int(time_ns)
+
     def is_known_device(self, number: int) -> bool:
         return self._database.value("SELECT 1 FROM device WHERE number = ?", (number,)) is not None
 

@@ -55,6 +55,10 @@ from cryptfs.sync.vault_line import VaultLine
 log = logging.getLogger(__name__)
 
 PARALLEL_UPLOADS: Final = 4
+SILENT_NS: Final = 24 * 3600 * 10**9
+"""Who published nothing for so long looks once more for what it sent when the commit is there:
+another device may have taken it for abandoned just before (``upkeep/abandoned.py``)."""
+
 CHECKPOINT_EVERY: Final = 64
 """Epochs between two checkpoints: what a new device has to apply one by one at most."""
 
@@ -261,6 +265,10 @@ class Publisher:
             self._progress.note_refused(publication.epoch)
             await self._settler.settle()
             raise self._taken(publication.epoch) from None
+        last_ns = self._progress.last_own_time_ns()
+        if last_ns is None or not 0 <= self._clock_ns() - last_ns < SILENT_NS:
+            self._seen.clear()
+            await self._upload(publication.epoch, objects, on_progress)
         self._content.note_uploaded(pack.id for pack in packs)
         self._progress.note_published(publication)
         self._progress.note_key_epoch(self._keys.key_epoch)

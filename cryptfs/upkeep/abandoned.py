@@ -14,27 +14,34 @@ well, until its commit is there. So one is deleted only when
 For how long each has been so stands in a small file of the state folder, in names and times. A
 clean-up reads no commits, so what it notes may be a further part of one; the check knows better.
 
-A clean-up deletes none of it. A device whose upload was paused, or that slept in the middle of it,
-for longer than the grace goes on from what it knows to be there: between its last look and its
-commit nobody can tell that it still needs a pack. So that is for a person, who is asked.
+A device whose upload was paused, or that slept in the middle of it, for longer than the grace may
+go on just then. Whoever deletes looks for its commit afterwards, and whoever published nothing for
+a day looks for its objects after the commit, and has them still: one of them sees the other. On a
+remote that does not create atomically neither can be sure, so there no clean-up deletes them, but
+only a person.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import trio
+
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.seal import SALT_SIZE, TAG_SIZE, ObjectOpener
-from cryptfs.errors import IntegrityError
+from cryptfs.errors import IntegrityError, ObjectNotFound
+from cryptfs.format.names import COMMITS
 from cryptfs.format.pack import RAW, ZSTD, ChunkPlace, open_chunk
 from cryptfs.ids import CHUNK_SIZE, ObjectKind
 from cryptfs.store.durable import write_atomically
 from cryptfs.store.state import StateFolder
+from cryptfs.sync.listing import listed_numbers
 from cryptfs.upkeep.gc_plan import GRACE_DAYS, read_clock
+from cryptfs.upkeep.inventory import Checkable
 from cryptfs.upkeep.retention import DAY_NS
 
 GRACE_NS: Final = GRACE_DAYS * DAY_NS
@@ -59,7 +66,7 @@ def note_unreferenced(
     What is referred to again, or has another size, begins anew when it is seen once more.
     Raises OSError when that cannot be remembered.
     """
-    path = state.path / "unreferenced"
+    path = _path(state)
     before = _noted(path)
     passed_ns = 0
     if before.clock_ns is not None:
@@ -70,6 +77,49 @@ def note_unreferenced(
         after[name] = size, age_ns + passed_ns if noted_size == size else 0
     write_atomically(path, json.dumps({"clock_ns": clock_ns, "objects": after}).encode())
     return {name: age_ns for name, (_, age_ns) in after.items()}
+
+
+def noted_as_abandoned(state: StateFolder) -> dict[str, int]:
+    """Returns the sizes of what was noted for the grace period, by name."""
+    objects = _noted(_path(state)).objects
+    return {name: size for name, (size, age_ns) in objects.items() if age_ns >= GRACE_NS}
+
+
+async def delete_abandoned(source: Checkable, names: Iterable[str], head: int) -> list[int]:
+    """Deletes those that are ours; returns their sizes. Ends when an epoch beyond ``head`` is
+    there: what was published since may need them, and the next look tells.
+    """
+    sizes: list[int] = []
+    for name in names:
+        data = await read_ours(source, name)
+        if data is None:
+            continue
+        if await _head(source) > head:
+            break
+        await source.remote.delete(name)
+        if await _head(source) > head:
+            await source.remote.create(name, data)
+            break
+        sizes.append(len(data))
+    return sizes
+
+
+async def read_ours(source: Checkable, name: str) -> bytes | None:
+    """Returns an object that was sealed with a key of this vault; None for others."""
+    try:
+        data = await source.remote.get(name)
+    except (ObjectNotFound, IntegrityError):  # gone, or longer than any object of ours
+        return None
+    is_it = await trio.to_thread.run_sync(is_ours, source.keys, name, data)
+    return data if is_it else None
+
+
+async def _head(source: Checkable) -> int:
+    return max(await listed_numbers(source.remote, COMMITS), default=0)
+
+
+def _path(state: StateFolder) -> Path:
+    return state.path / "unreferenced"
 
 
 def _noted(path: Path) -> _Noted:

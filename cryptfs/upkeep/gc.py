@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -60,8 +59,10 @@ from cryptfs.store.garbage import (
     read_live_chunks,
     read_usage,
 )
+from cryptfs.sync.kept import KeptLine
 from cryptfs.sync.publish import Publisher
-from cryptfs.upkeep.abandoned import note_unreferenced
+from cryptfs.upkeep.abandoned import delete_abandoned, note_unreferenced, noted_as_abandoned
+from cryptfs.upkeep.check_commits import Line, LineCheck, LineReport
 from cryptfs.upkeep.devices import Devices
 from cryptfs.upkeep.gc_plan import (
     EVERYTHING,
@@ -78,7 +79,7 @@ from cryptfs.upkeep.gc_plan import (
     plan_packs,
     read_clock,
 )
-from cryptfs.upkeep.inventory import Checkable
+from cryptfs.upkeep.inventory import Checkable, Inventory, Tally
 from cryptfs.upkeep.resealing import Resealing
 from cryptfs.upkeep.retention import DAY_NS, EpochTime, Policy, kept_epochs, lasting_epochs
 
@@ -170,6 +171,7 @@ class Collector:
         line, sizes = await self._plan_line(keeping, now_ns)
         dead = self._garbage.dead_objects()
         ready = tuple(one for one in dead if one.epoch <= line.newest_checkpoint)
+        abandoned = noted_as_abandoned(self._source.state)
         names = [*map(commit_name, line.commits), *map(checkpoint_name, line.checkpoints)]
         plan = Plan(
             forget=len(self._epochs()) - len(kept),
@@ -177,6 +179,7 @@ class Collector:
             line=line,
             line_bytes=sum(sizes[name] for name in names),
             dead=ready,
+            abandoned=Sum(len(abandoned), sum(abandoned.values())),
             kept_size_bytes=sum(pack.size for pack in usage.packs),
             kept_live_bytes=usage.live_bytes,
         )
@@ -258,7 +261,7 @@ class Collector:
             await self._settler.settle()
             await self._delete(run, limits)
             run.problems += await self.resealing.finish(self._publisher)
-            await self._note_unreferenced()
+            await self._delete_abandoned(run, limits)
             self._garbage.note_done(_DONE, self._clock_ns())
             await self._settler.settle()
             report = run.report()
@@ -440,15 +443,37 @@ class Collector:
         )
         return len(data), envelope
 
-    async def _note_unreferenced(self) -> None:
-        """Lets the grace pass of what no row leads to, for ``check --repair`` (abandoned.py)."""
+    async def _delete_abandoned(self, run: _Run, limits: Limits) -> None:
+        """Deletes what devices left behind that died in a publication (abandoned.py)."""
+        source = self._source
         sizes = {}
-        for info in await self._source.remote.list(PACKS):
+        for info in await source.remote.list(PACKS):
             name = parse_name(info.name)
             if name is not None and not self._garbage.has_pack(name.raw):
                 sizes[info.name] = info.size
-        with suppress(OSError):  # a full disk: then the time passes from the next one on
-            note_unreferenced(self._source.state, sizes, self._clock_ns())
+        try:
+            note_unreferenced(source.state, sizes, self._clock_ns())
+            old = noted_as_abandoned(source.state)
+            if not old or not source.remote.capabilities.atomic_create:
+                return
+            inventory = Inventory(source.remote, await source.remote.list(""))
+            report = await self._read_line(inventory)
+            left = old.keys() & {name for name, _ in inventory.unclaimed()}
+            # Further parts of commits and checkpoints: not to be asked for again tomorrow.
+            sizes = {name: size for name, size in sizes.items() if name in left or name not in old}
+            note_unreferenced(source.state, sizes, self._clock_ns())
+        except OSError:  # a full disk: then the time passes from the next clean-up on
+            return
+        if report.all_told:
+            names = sorted(left)[: limits.deleted_objects]
+            for size in await delete_abandoned(source, names, report.head):
+                run.note_deleted(size)
+
+    async def _read_line(self, inventory: Inventory) -> LineReport:
+        source = self._source
+        digests = {epoch.number: epoch.digest for epoch in source.progress.epochs()}
+        line = Line(source.keys, digests, KeptLine(source.state.line))
+        return await LineCheck(line, inventory, Tally()).run()
 
     async def _delete_dead(self, run: _Run, dead: DeadObject) -> None:
         name = parse_name(dead.name)

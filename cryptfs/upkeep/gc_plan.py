@@ -270,6 +270,8 @@ class Plan:
     """Of the commits and checkpoints that go, without their further parts."""
     dead: tuple[DeadObject, ...]
     """May be deleted at once."""
+    abandoned: Sum
+    """Noted as left behind for the grace period: deleted if nothing that was published needs it."""
     kept_size_bytes: int
     """Of all packs that are part of the vault."""
     kept_live_bytes: int
@@ -284,6 +286,7 @@ class Plan:
             or self.line.commits
             or self.line.checkpoints
             or self.dead
+            or self.abandoned.count
         )
 
     @property
@@ -328,6 +331,8 @@ def plan_message(plan: Plan) -> dict[str, object]:
         "delete_checkpoints": len(plan.line.checkpoints),
         "delete_objects": plan.delete.count,
         "delete_bytes": plan.delete.size_bytes,
+        "abandoned_objects": plan.abandoned.count,
+        "abandoned_bytes": plan.abandoned.size_bytes,
         "waiting_packs": packs.waiting.count,
         "waiting_bytes": packs.waiting.size_bytes,
         "pack_bytes": plan.kept_size_bytes,

@@ -8,13 +8,9 @@ finds what is left of the damage.
 
 from __future__ import annotations
 
-import trio
-
-from cryptfs.errors import IntegrityError, ObjectNotFound
-from cryptfs.format.names import COMMITS, PACKS
+from cryptfs.format.names import PACKS
 from cryptfs.ids import RandomBytes
-from cryptfs.sync.listing import listed_numbers
-from cryptfs.upkeep.abandoned import is_ours
+from cryptfs.upkeep.abandoned import delete_abandoned, read_ours
 from cryptfs.upkeep.check import Examined
 from cryptfs.upkeep.inventory import Checkable
 from cryptfs.upkeep.put_back import forget_set_aside
@@ -48,7 +44,7 @@ def tidy_up(source: Checkable, found: Examined) -> None:
 async def _abandoned(source: Checkable, found: Examined) -> list[Step]:
     ours, size_bytes = [], 0
     for name in found.abandoned:
-        data = await _read_ours(source, name)
+        data = await read_ours(source, name)
         if data is not None:
             ours.append(name)
             size_bytes += len(data)
@@ -56,15 +52,7 @@ async def _abandoned(source: Checkable, found: Examined) -> list[Step]:
         return []
 
     async def delete() -> None:
-        for name in ours:
-            data = await _read_ours(source, name)
-            # What was published since may need them: the next check tells.
-            if data is None or await _head(source) > found.line.head:
-                return
-            await source.remote.delete(name)
-            if await _head(source) > found.line.head:
-                await source.remote.create(name, data)
-                return
+        await delete_abandoned(source, ours, found.line.head)
 
     what = "1 object" if len(ours) == 1 else f"{len(ours)} objects"
     sentence = (
@@ -72,19 +60,6 @@ async def _abandoned(source: Checkable, found: Examined) -> list[Step]:
         "have not for 14 days"
     )
     return [Step(sentence, delete, deletes=True)]
-
-
-async def _read_ours(source: Checkable, name: str) -> bytes | None:
-    try:
-        data = await source.remote.get(name)
-    except (ObjectNotFound, IntegrityError):  # gone, or longer than any object of ours
-        return None
-    is_it = await trio.to_thread.run_sync(is_ours, source.keys, name, data)
-    return data if is_it else None
-
-
-async def _head(source: Checkable) -> int:
-    return max(await listed_numbers(source.remote, COMMITS), default=0)
 
 
 def _copies(source: Checkable, found: Examined) -> list[Step]:

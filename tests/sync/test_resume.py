@@ -13,6 +13,7 @@ from cryptfs.format import pack as pack_format
 from cryptfs.store import exchange
 from cryptfs.sync import publish as publish_module
 from cryptfs.upkeep.abandoned import GRACE_NS
+from cryptfs.upkeep.retention import DAY_NS
 from cryptfs.vault import Vault
 from tests.device import Device, look, noise, write_file
 from tests.remotes.faulty import Call, FaultyRemote
@@ -190,6 +191,33 @@ async def test_what_was_confirmed_is_settled_now_and_then(
         await vault.publisher.publish()
         assert again.created == ["packs"] * 4 + ["commits"], "four were noted, one was not"
         await second_sees(dead, vault)
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["first", "second"])
+async def test_what_is_taken_away_just_before_the_commit_goes_up_again(
+    device: Device, is_first: bool
+) -> None:
+    """By a device that took it for abandoned, for this one needed weeks for its upload."""
+    line = Line(device)
+    await break_off(device, line)
+    device.clock.now_ns += 20 * DAY_NS
+    sent = sorted(device.objects("packs"))
+    if not is_first:
+        async with device.second(device.folder / "laptop").opened(background=False) as other:
+            await write_file(other, b"meanwhile", b"")
+            await other.publisher.publish()
+
+    def take_away(call: Call) -> None:
+        if call.verb == "create" and call.name.startswith("commits/") and not call.done:
+            for name in sent[:2]:
+                (device.remote_folder / name).unlink(missing_ok=True)
+
+    async with device.opened(background=False) as vault:
+        line.fault = take_away
+        await vault.follower.publish()
+        line.mend()
+        assert set(sent) <= device.objects("packs").keys()
+        await second_sees(device, vault)
 
 
 async def test_a_state_from_before_there_were_notes(device: Device) -> None:

@@ -16,7 +16,7 @@ from cryptfs.store.state import StateFolder
 from cryptfs.unlock import Unlocked
 from cryptfs.upkeep.check import Examined
 from cryptfs.upkeep.findings import Severity
-from cryptfs.upkeep.gc_plan import GRACE_DAYS
+from cryptfs.upkeep.gc_plan import GRACE_DAYS, Sum
 from cryptfs.upkeep.put_back import set_aside
 from cryptfs.upkeep.retention import DAY_NS
 from tests.device import Device, look, noise, write_file
@@ -375,8 +375,9 @@ async def leave_behind(dead: Device) -> str:
     return left_behind
 
 
+@pytest.mark.parametrize("by_itself", [False, True], ids=["repair", "clean-up"])
 async def test_what_an_interrupted_device_left_goes_after_its_grace(
-    device: Device, tmp_path: Path
+    device: Device, tmp_path: Path, by_itself: bool
 ) -> None:
     """A pack of full chunks and a pack of a small file are up; the commit never came."""
     async with device.opened(background=False) as vault:
@@ -398,20 +399,26 @@ async def test_what_an_interrupted_device_left_goes_after_its_grace(
     await pass_days(device, 10)
     assert (await repaired(device))[0] == [], "its maker may be publishing it"
     device.clock.now_ns += DAY_NS
-    (done,), left = await repaired(device)
-    assert "delete 1 object with 524,288 bytes" in done
+    if by_itself:
+        async with device.opened(background=False) as vault:
+            assert (await vault.collector.run_in_background()).deleted == Sum(1, 524_288)
+    else:
+        (done,), _ = await repaired(device)
+        assert "delete 1 object with 524,288 bytes" in done
     assert stored(device) == before | {foreign: bytes(4096)}, "which opens with no key of ours"
+    left = await checked(device)
     assert [(one.kind, one.object) for one in left.findings] == [("unreferenced", foreign)]
 
 
+@pytest.mark.parametrize("by_itself", [False, True], ids=["repair", "clean-up"])
 async def test_who_slept_in_the_middle_of_an_upload_loses_nothing(
-    device: Device, tmp_path: Path
+    device: Device, tmp_path: Path, by_itself: bool
 ) -> None:
     """Its commit comes at the very moment at which what it sent is deleted."""
     asleep = device.second(tmp_path / "asleep", "asleep")
     left_behind = await leave_behind(asleep)
-    await repaired(device)
     await pass_days(device, GRACE_DAYS)
+    device.clock.now_ns += DAY_NS
     async with asleep.opened(background=False) as vault:
         woken: list[str] = []
 
@@ -422,7 +429,11 @@ async def test_who_slept_in_the_middle_of_an_upload_loses_nothing(
                 await super().delete(name)
 
         device.around_remote = Waking
-        await repaired(device)
+        if by_itself:
+            async with device.opened(background=False) as cleaner:
+                await cleaner.collector.run()
+        else:
+            await repaired(device)
     assert woken == [left_behind]
     device.around_remote = lambda remote: remote
     assert left_behind in device.objects("packs")
