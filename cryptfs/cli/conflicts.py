@@ -25,6 +25,7 @@ from cryptfs.cli.places import Mounted, mount_of, the_mounted, without_links
 from cryptfs.cli.sync import flush_kernel, publish_mounted
 from cryptfs.control import Message, format_time
 from cryptfs.errors import UsageError
+from cryptfs.format.row_rules import MAX_NAME
 
 
 @click.group(
@@ -165,6 +166,8 @@ def _rename(copy: bytes, name: str) -> bytes:
     target = os.path.join(os.path.dirname(copy), os.fsencode(name))
     if not name or "/" in name or name in (".", ".."):
         raise UsageError(f"{printable(name)!r} is no name of a file; give one without /")
+    if len(os.fsencode(name)) > MAX_NAME:
+        raise UsageError(f"the name is longer than {MAX_NAME} bytes; give a shorter one")
     if os.path.lexists(target):
         raise UsageError(f"{printable(os.fsdecode(target))} is there already; give another name")
     os.rename(copy, target)

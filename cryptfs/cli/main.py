@@ -30,7 +30,7 @@ from cryptfs.cli.check import check
 from cryptfs.cli.conflicts import conflicts
 from cryptfs.cli.devices import devices
 from cryptfs.cli.diff import diff
-from cryptfs.cli.display import warn
+from cryptfs.cli.display import printable, warn
 from cryptfs.cli.gc import gc
 from cryptfs.cli.init import init
 from cryptfs.cli.key import key
@@ -123,17 +123,23 @@ def _end_with(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        warn(f"no room left: {error.filename or error.strerror}")
+        warn(f"no room left: {_file_of(error) or error.strerror}")
         return 7
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        warn(f"{where}{error.strerror}")
+        where = _file_of(error)
+        warn(f"{where}: {error.strerror}" if where else error.strerror)
         return 1
     # Only the type: the text of an error that nobody thought of may hold anything.
     warn(f"this is a bug ({type(error).__name__}); with CRYPTFS_DEBUG=1 it shows where")
     return 1
+
+
+def _file_of(error: OSError) -> str:
+    """The file that an error of the system is about, as a person names it; empty if none."""
+    name = error.filename
+    return printable(os.fsdecode(name) if isinstance(name, bytes) else str(name)) if name else ""
 
 
 if __name__ == "__main__":

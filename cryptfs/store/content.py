@@ -125,7 +125,16 @@ class Content:
         ).fetchone()
 
     def chunk_of_digest(self, digest: bytes) -> int | None:
+        """Returns a chunk with the content of this digest, which a file may lead to instead of
+        storing the same again. As long as no other device knows of this one, they may clean up
+        what they published before they hear what leads to it: then it is one that waits here.
+        """
         row = self._execute("SELECT id FROM chunk WHERE digest = ?", (digest,)).fetchone()
+        if row is not None and not self._progress.is_known_to_others():
+            row = self._execute(
+                "SELECT id FROM chunk WHERE digest = ? AND +since > ?",
+                (digest, self._progress.published_epoch),
+            ).fetchone()
         return None if row is None else row[0]
 
     def distrust(self, chunk: int) -> None:

@@ -168,6 +168,15 @@ class Progress:
     def is_known_device(self, number: int) -> bool:
         return self._database.value("SELECT 1 FROM device WHERE number = ?", (number,)) is not None
 
+    def is_known_to_others(self) -> bool:
+        """Whether an epoch of this device is published: then the others keep what it leads to."""
+        known: int = self._database.value(
+            "SELECT EXISTS (SELECT 1 FROM device WHERE number = ?1 AND since <= ?2) "
+            "OR EXISTS (SELECT 1 FROM device_past WHERE number = ?1 AND since <= ?2)",
+            (self.device, self.published_epoch),
+        )
+        return bool(known)
+
     def name_device(self, number: int, name: str) -> None:
         """Makes the device known to the vault with the epoch that is open now.
 

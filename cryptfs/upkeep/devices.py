@@ -92,7 +92,7 @@ class Devices:
         seen_ns = self._rows.seen_ns(epoch, now_ns)
         return KnownDevice(
             number=number,
-            name=name,
+            name=self._own_name() if is_this else name,  # the others hear of a new one later
             is_this=is_this,
             epoch=epoch,
             time_ns=None if time is None else time[0],

@@ -90,6 +90,7 @@ def test_keeping_both(mounted: Machine) -> None:
         ((*resolve, "mine", "--name", "x", folder / COPY), "--keep both only"),
         ((*resolve, "both", "--name", "letter.txt", folder / COPY), "is there already"),
         ((*resolve, "both", "--name", "a/b", folder / COPY), "is no name of a file"),
+        ((*resolve, "both", "--name", "n" * 256, folder / COPY), "is longer than 255 bytes"),
     ):
         said = mounted.run(*arguments)
         assert (said.code, says in said.err) == (2, True), said
@@ -98,6 +99,16 @@ def test_keeping_both(mounted: Machine) -> None:
     assert "Both stay; the copy is " in said.err
     assert sorted(os.listdir(folder)) == ["letter of May.txt", "letter.txt", "other"]
     assert is_over(mounted)
+
+
+@pytest.mark.parametrize("keep", ["mine", "theirs", "both"])
+def test_a_read_only_mount(machine: Machine, keep: str) -> None:
+    make_conflict(machine)
+    machine.mount("--read-only")
+    copy = folder_of(machine) / COPY
+    name = ("--name", "x") if keep == "both" else ()
+    said = machine.run("conflicts", "resolve", "--keep", keep, "--yes", *name, copy)
+    assert (said.code, said.err) == (1, f"cryptfs: {copy}: Read-only file system\n")
 
 
 def test_keeping_mine(mounted: Machine) -> None:

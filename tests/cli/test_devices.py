@@ -65,6 +65,11 @@ def test_naming_this_device(machine: Machine) -> None:
     assert said.err == "This device is called 'the study' from now on.\n"
     assert machine.do("status", "--json", machine.vault).json()["device"] == "the study"
     assert listed(machine, machine.vault)[0]["name"] == "the study"
+    (machine.mountpoint / "letter").write_text("dear reader")
+    machine.do("sync", machine.mountpoint)
+    machine.do("devices", "name", machine.mountpoint, "attic")
+    me, _ = listed(machine, machine.vault)
+    assert (me["name"], me["epoch"]) == ("attic", 2), "before others hear of it, too"
 
 
 BAD_NAMES = (

@@ -293,3 +293,45 @@ async def test_what_a_device_that_is_away_leads_to_is_kept_for_it(tmp_path: Path
         assert await read_file(desk.vault, b"twin") == noise(300_000, "goes")
         assert await read_file(desk.vault, b"kept here") == noise(300_000, "goes")
         fleet.forget_what_is_owed()
+
+
+async def test_what_a_device_that_nobody_knows_of_wrote_is_kept(tmp_path: Path) -> None:
+    """It went offline before its first epoch: nobody keeps for it what it has only by digest."""
+    async with fleet_with(tmp_path, nothing) as fleet:
+        desk, laptop, _ = fleet.members
+        await write_file(desk.vault, b"goes", noise(300_000, "goes"))
+        await desk.publish()
+        await laptop.follow()
+        laptop.window.is_offline = True
+        await write_file(laptop.vault, b"twin", noise(300_000, "goes"))
+        await laptop.settle()
+        assert count_chunks(laptop) == 2 * 3
+        await write_file(laptop.vault, b"triplet", noise(300_000, "goes"))
+        await laptop.settle()
+        assert count_chunks(laptop) == 2 * 3, "what waits here is stored once all the same"
+        await remove(desk.vault, b"goes")
+        await desk.publish()
+        keep(desk.vault)
+        assert await clean_up(fleet, {info.name for info in await desk.window.list("packs/")})
+        laptop.stop()
+        laptop.window.is_offline = False
+        await laptop.start()
+        await laptop.publish()
+        await desk.follow()
+        for name in (b"twin", b"triplet"):
+            assert await read_file(desk.vault, name) == noise(300_000, "goes")
+        assert "goes" not in await tree(desk)
+        fleet.forget_what_is_owed()
+
+
+async def test_a_device_that_others_know_stores_nothing_twice(tmp_path: Path) -> None:
+    async with fleet_with(tmp_path, writing(b"known", noise(300_000, "known"))) as fleet:
+        _, laptop, _ = fleet.members
+        await acknowledge(laptop)
+        await write_file(laptop.vault, b"twin", noise(300_000, "known"))
+        await laptop.settle()
+        assert count_chunks(laptop) == 3
+
+
+def count_chunks(member: Member) -> int:
+    return int(member.vault.view.database.value("SELECT count(DISTINCT chunk) FROM extent"))
