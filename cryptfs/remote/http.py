@@ -97,7 +97,9 @@ def network_errors(host: str) -> Iterator[None]:
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise VaultUnreachable(f"{host} does not answer; is the network up?") from error
+        raise VaultUnreachable(
+            f"{host} does not answer; is the network up, and the name right?"
+        ) from error
     except (httpx.TransportError, httpx.DecodingError) as error:
         raise TemporaryFailure(
             f"the connection to {host} broke ({type(error).__name__})"

@@ -545,7 +545,9 @@ class S3Remote(Remote):
         if "incorrectly configured region" in text:
             raise self._elsewhere()
         if "kind: Connect" in text:
-            raise VaultUnreachable(f"{self._host} does not answer; is the network up?")
+            raise VaultUnreachable(
+                f"{self._host} does not answer; is the network up, and the name right?"
+            )
         if "HTTP error" in text:
             raise TemporaryFailure(f"the connection to {self._host} broke")
         raise self._web_page()

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -536,6 +537,8 @@ class WebDavRemote(Remote):
             return []
         if folder:
             self._seen.add(folder)
+        if not entries[0].is_folder:
+            raise CryptfsError(f"{self.url} is not a folder")
         found = []
         for entry in entries:
             if entry.path == folder:
@@ -648,8 +651,8 @@ class WebDavRemote(Remote):
             # On this machine nothing is sent through a proxy: it would see the password.
             trust = self._address.scheme == "https"
             self._client = new_client(PARALLEL, timeout=self._timeout, trust_env=trust)
-        if self._login is None:
-            self._reload_login()
+        # Each time: after a logout the password is to be used no more.
+        self._reload_login()
         login = self._login
         headers = {"Accept-Encoding": "identity", **headers}
         if content is not None:
@@ -682,15 +685,18 @@ class WebDavRemote(Remote):
                 f"(webdav+{self._address.scheme}://USER@{self._host}/…), "
                 "and run: cryptfs login webdav URL"
             )
-        reason = "wants a login" if self._login is None else "refuses the login"
+        user = self._address.user
+        reason = f"wants a login of {user}"
+        if self._login is not None:
+            reason = f"refuses the login of {user} (is it mistyped, or is an app password needed?)"
         return LoginNeeded(
-            f"{self._host} {reason} of {self._address.user}; "
-            f"run: cryptfs login webdav {self._address.url}"
+            f"{self._host} {reason}; run: cryptfs login webdav {shlex.quote(self._address.url)}"
         )
 
     def _unreachable(self) -> VaultUnreachable:
         return VaultUnreachable(
-            f"the vault's folder {self.url} is not there; was it moved, or is its disk away?"
+            f"the vault's folder {self.url} is not there; is it mistyped, was it moved, or is its "
+            "disk away?"
         )
 
     def _refuse(self, response: httpx.Response) -> NoReturn:
