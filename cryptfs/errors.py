@@ -24,8 +24,8 @@
     ├── ObjectNotFound        1   ┐ the remotes' vocabulary
     └── ObjectExists          1   ┘
 
-A message is one lower-case sentence, with the value, and what to do about it. It may end with a
-question; ``followed_by`` puts another sentence behind it.
+A message is one lower-case sentence, with the value, and what to do about it. It often ends with a
+command or a question, so whatever is said besides stands before it.
 """
 
 from __future__ import annotations
@@ -132,9 +132,3 @@ class ObjectNotFound(CryptfsError):
 
 class ObjectExists(CryptfsError):
     """The remote holds an object of this name with other bytes."""
-
-
-def followed_by(error: CryptfsError, sentence: str) -> str:
-    """The error's own sentence, and another one."""
-    text = str(error)
-    return f"{text}{'' if text.endswith('?') else '.'} {sentence}"

@@ -8,6 +8,7 @@ because it would bring a removed password back.
 from __future__ import annotations
 
 import logging
+import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -112,7 +113,7 @@ async def find_headers(remote: Remote, state_root: Path) -> Found:
             )
         raise NotAVault(
             f"there is no vault at {remote.url}; check the path, or make one with: "
-            f"cryptfs init {remote.url}"
+            f"cryptfs init {shlex.quote(remote.url)}"
         )
     return Found(tuple(headers), tuple(refused))
 

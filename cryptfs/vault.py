@@ -16,7 +16,6 @@ from cryptfs.errors import (
     LoginNeeded,
     OutOfSpace,
     VaultUnreachable,
-    followed_by,
 )
 from cryptfs.fs.dirty import DirtyChunks
 from cryptfs.fs.files import Files
@@ -183,7 +182,7 @@ class Vault:
             if not self.view.progress.published_epoch:
                 raise
             self.away = error
-            self.notices.append(followed_by(error, "Going on with what is on this device"))
+            self.notices.append(f"going on with what is on this device: {error}")
         except KeyChanged as error:
             if is_new:
                 raise

@@ -20,7 +20,6 @@ from cryptfs.errors import (
     VaultBusy,
     VaultUnreachable,
     WrongSecret,
-    followed_by,
 )
 from cryptfs.format.header import Header
 from cryptfs.fs.filesystem import Change
@@ -174,7 +173,7 @@ async def test_the_remote_is_away_and_work_goes_on(device: Device) -> None:
     away = device.remote_folder.rename(device.folder / "away")
     async with device.opened() as vault:
         assert len(vault.notices) == 1
-        assert "Going on with what is on this device" in vault.notices[0]
+        assert "going on with what is on this device" in vault.notices[0]
         assert await read_file(vault, b"settled") == b"two"
         with pytest.raises(OSError, match="out of reach"):
             await read_file(vault, b"published")
@@ -199,7 +198,7 @@ async def test_a_login_is_needed_and_work_goes_on(device: Device) -> None:
     found = await find_headers(device.remote(), device.folder / "state")
     assert (len(found.headers), found.offline) == (1, error)
     async with device.opened() as vault:
-        assert vault.notices == [followed_by(error, "Going on with what is on this device")]
+        assert vault.notices == [f"going on with what is on this device: {error}"]
         assert await read_file(vault, b"settled") == b"one"
         with pytest.raises(LoginNeeded):
             await vault.publisher.publish()

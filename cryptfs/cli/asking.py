@@ -278,7 +278,10 @@ def _read_file(path: str) -> bytes:
         with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
             mode = os.fstat(file.fileno()).st_mode
             if stat.S_ISREG(mode) and mode & 0o077:
-                warn(f"others on this machine can read {path}; set it right: chmod 600 {path}")
+                warn(
+                    f"others on this machine can read {path}; set it right: "
+                    f"chmod 600 {shlex.quote(path)}"
+                )
             data = file.read(_MAX_FILE + 1)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 
@@ -162,7 +163,7 @@ def unseen_text(one: Message, place: str) -> str:
     return (
         f"{printable(one['name'])} (device {one['number']}) published nothing for "
         f"{count(one['unseen_days'], 'day')}, and the clean-up waits for it. If it is not used "
-        f"any more: cryptfs devices forget {place} {one['number']}"
+        f"any more: cryptfs devices forget {shlex.quote(place)} {one['number']}"
     )
 
 

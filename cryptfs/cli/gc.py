@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import click
 import trio
 
@@ -48,7 +50,7 @@ def gc(
     if limits:
         raise UsageError(
             f"{place} is mounted, and its mount has limits of its own; change them with: "
-            f"cryptfs sync --limit-up RATE {place}"
+            f"cryptfs sync --limit-up RATE {shlex.quote(place)}"
         )
     _of_mounted(mounted, dry_run, yes, as_json)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import shlex
 from collections.abc import Callable
 from typing import Final
 
@@ -26,9 +28,11 @@ from cryptfs.crypto.recovery_key import LINES, RecoveryKey
 from cryptfs.errors import CryptfsError, UsageError, VaultUnreachable
 from cryptfs.opening import check_vacant, init_vault
 from cryptfs.remote.base import Remote
-from cryptfs.remote.location import open_remote
+from cryptfs.remote.location import KINDS, SCHEME, open_remote
 from cryptfs.remote.stack import Stack
 from cryptfs.store.state import known_states
+
+_CLOUD: Final = re.compile("[A-Za-z][A-Za-z0-9+.-]+")
 
 EXPLANATION: Final = """\
 This is the recovery key of the new vault. Write it down on paper, or keep it in a password
@@ -75,6 +79,7 @@ def init(
         raise UsageError("--no-password and a password make no sense together")
     if not yes:
         require_terminal("a line of the recovery key", "--yes")
+    _require_known_kind(vault)
     around = surroundings(device_name)
     remote = Stack(open_remote(vault, logins()))
     trio.run(_require_vacant, Stack(open_remote(vault, logins())))
@@ -108,7 +113,7 @@ def init(
         raise
     if as_json:
         show_json({"vault": remote.url, "vault_id": vault_id, "recovery_key": list(key.lines())})
-    say(f"The vault is ready. Mount it with: cryptfs mount {absolute_url(vault)} DIR")
+    say(f"The vault is ready. Mount it with: cryptfs mount {shlex.quote(absolute_url(vault))} DIR")
 
 
 def print_key(
@@ -121,14 +126,27 @@ def print_key(
     say("")
 
 
+def _require_known_kind(vault: str) -> None:
+    """Raises UsageError for what is meant to be a cloud and would be a folder of that name."""
+    kind, colon, _ = vault.partition(":")
+    if SCHEME.match(vault) or kind.lower() in KINDS:
+        return
+    if colon and _CLOUD.fullmatch(kind) and not os.path.exists(vault):
+        raise UsageError(
+            f"{kind} is no kind of place that is known here; see: cryptfs remotes, or write "
+            f"{shlex.quote('./' + vault)} for a folder of this name"
+        )
+
+
 async def _require_vacant(remote: Remote) -> None:
     """Raises before anybody has chosen a password in vain."""
     try:
         await check_vacant(remote)
     except VaultUnreachable:
         header = remote.local_path("headers/000001")
-        if header is None:
-            # A cloud that is away fails once more; a folder that is missing there is made.
+        if header is None or header.parents[1].exists():
+            # A cloud that is away fails once more; a folder that is missing there is made; what is
+            # no folder is refused.
             await remote.prepare()
             await check_vacant(remote)
         elif not header.parents[2].is_dir():

@@ -80,8 +80,8 @@ def _choose_client(folder: Path, client_file: str | None, endpoints: Endpoints |
         return kept_client(folder)
     except LoginNeeded:
         raise UsageError(
-            "the first login needs your own client id; make one as the README shows, and give "
-            "its file with --client"
+            "the first login needs your own client id; docs/clouds/gdrive.md shows how to make one "
+            "in five minutes; then run: cryptfs login gdrive --client FILE"
         ) from None
 
 

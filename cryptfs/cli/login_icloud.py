@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from cryptfs.cli.asking import require_terminal
 from cryptfs.cli.display import say, warn
 from cryptfs.cli.examples import examples
 from cryptfs.cli.places import logins
@@ -48,13 +49,15 @@ def login_icloud(
     from cryptfs.remote.icloud.account import icloud_account
     from cryptfs.remote.icloud.login import ICloudLogin, require_keyring
 
+    # Tests put a transport to their own server into click's context; people have none.
+    if transport is None:
+        require_terminal("the password and Apple's code", "one (over SSH: ssh -t)")
     if use_keyring:
         require_keyring()
     folder = logins()
     if apple_id is None:
         apple_id = click.prompt("Apple ID", default=icloud_account(folder), err=True)
     apple_id = apple_id.strip()
-    # Tests put a transport to their own server into click's context; people have none.
     login = ICloudLogin(folder, apple_id, china=china, again=again, adapter=transport)  # type: ignore[arg-type]
     try:
         _log_in(login, folder, apple_id, use_keyring)

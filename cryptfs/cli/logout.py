@@ -15,7 +15,7 @@ def logout() -> None:
     """Forget the login to a cloud on this device.
 
     The vaults in it stay as they are. One that is mounted goes on with what is on this device,
-    and publishes again after the next login.
+    and publishes again after the next login. S3 keys are not cryptfs's: they stay in ~/.aws.
     """
 
 

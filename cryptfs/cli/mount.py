@@ -6,6 +6,7 @@ import errno
 import importlib
 import json
 import os
+import shlex
 import signal
 import stat
 import subprocess
@@ -110,7 +111,7 @@ def mount(
     if mounted is not None:
         raise VaultBusy(
             f"this vault is mounted already at {mounted.mountpoint} (process {mounted.pid}); "
-            f"use it there, or run: cryptfs umount {mounted.mountpoint}"
+            f"use it there, or run: cryptfs umount {shlex.quote(mounted.mountpoint)}"
         )
     around = surroundings(device_name)
 
@@ -192,10 +193,12 @@ def require_mountpoint(directory: str) -> str:
         if error.errno == errno.ENOTCONN:
             raise CryptfsError(
                 f"{path} is a stale mount: the process behind it is gone; clear it with: "
-                f"fusermount3 -u {path}"
+                f"fusermount3 -u {shlex.quote(path)}"
             ) from error
         if error.errno == errno.ENOENT:
-            raise CryptfsError(f"{path} is not there; make it with: mkdir {path}") from error
+            raise CryptfsError(
+                f"{path} is not there; make it with: mkdir {shlex.quote(path)}"
+            ) from error
         raise CryptfsError(f"cannot use {path}: {error.strerror}") from error
     if not stat.S_ISDIR(mode):
         raise CryptfsError(f"{path} is not a folder; choose an empty folder to mount at")

@@ -11,7 +11,7 @@ from cryptfs.cli.asking import SecretSource, open_with
 from cryptfs.cli.display import unpublished_text, warn
 from cryptfs.cli.places import find_mounted, remote_of, surroundings
 from cryptfs.control import Message
-from cryptfs.errors import LoginNeeded, VaultUnreachable, followed_by
+from cryptfs.errors import LoginNeeded, VaultUnreachable
 from cryptfs.opening import noting_damage, open_vault, open_view
 from cryptfs.remote.stack import Treatment
 from cryptfs.vault import Vault
@@ -46,7 +46,7 @@ async def opened_vault(
         except (VaultUnreachable, LoginNeeded) as error:
             if not must_reach:
                 raise
-            raise type(error)(followed_by(error, _only_here(vault))) from error
+            raise type(error)(f"{_only_here(vault)}: {error}") from error
         finally:
             vault.close()
     finally:
@@ -55,9 +55,8 @@ async def opened_vault(
 
 def _only_here(vault: Vault) -> str:
     if not vault.has_unpublished():
-        return "Nothing of this device waits to be published; what others published is not here"
-    text = unpublished_text(vault.unpublished_bytes(), has_changes=True)
-    return text[0].upper() + text[1:]
+        return "nothing of this device waits to be published; what others published cannot be seen"
+    return unpublished_text(vault.unpublished_bytes(), has_changes=True)
 
 
 def ask_vault(place: str, secret: SecretSource, request: Message, *, changes: bool) -> Message:
@@ -79,7 +78,7 @@ async def _ask_unmounted(
             try:
                 await vault.follower.publish(mounted=False)
             except (VaultUnreachable, LoginNeeded) as error:
-                warn(followed_by(error, "It is noted here, and published with the next changes"))
+                warn(f"it is noted here, and published with the next changes: {error}")
         return answer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -205,7 +206,7 @@ def _news(one: Message) -> Iterator[str]:
     if one["conflicts"]:
         yield (
             f"conflicts    {one['conflicts']} to be resolved; see: "
-            f"cryptfs conflicts {one['mountpoint']}"
+            f"cryptfs conflicts {shlex.quote(one['mountpoint'])}"
         )
     for device in one["unseen_devices"]:
         yield f"devices      {unseen_text(device, one['mountpoint'])}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from dataclasses import replace
 
@@ -79,7 +80,10 @@ def sync(
     else:
         say(f"Everything is published, as epoch {epoch}.")
     if stays_paused:
-        warn(f"syncing by itself stays paused; end that with: cryptfs sync --resume {place}")
+        warn(
+            "syncing by itself stays paused; end that with: "
+            f"cryptfs sync --resume {shlex.quote(place)}"
+        )
 
 
 def _set_paused(place: str, pause: bool) -> None:

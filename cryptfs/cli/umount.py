@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import shutil
 import subprocess
 import time
@@ -17,7 +18,7 @@ from cryptfs.cli.places import Mounted, MountFailed, find_mounted, raise_error, 
 from cryptfs.cli.status import unmounted_status
 from cryptfs.cli.sync import flush_kernel, publish_mounted
 from cryptfs.control import Message, conversation
-from cryptfs.errors import CryptfsError, FuseUnavailable, followed_by
+from cryptfs.errors import CryptfsError, FuseUnavailable
 from cryptfs.store.state import known_states
 
 _END_SECONDS: Final = 10.0
@@ -57,9 +58,9 @@ def umount(directory: str, now: bool, as_json: bool) -> None:
     text = unpublished_text(status["unpublished_bytes"], status["unpublished_changes"])
     say(f"{mounted.mountpoint} is unmounted; {text}.")
     if paused:
-        say(f"Syncing is paused; end that with: cryptfs sync --resume {mounted.url}")
+        say(f"Syncing is paused; end that with: cryptfs sync --resume {shlex.quote(mounted.url)}")
     if status.get("unpublished_changes"):
-        say(f"To publish it later: cryptfs sync {mounted.url}")
+        say(f"To publish it later: cryptfs sync {shlex.quote(mounted.url)}")
 
 
 def _publish(mounted: Mounted) -> None:
@@ -67,11 +68,8 @@ def _publish(mounted: Mounted) -> None:
         publish_mounted(mounted)
     except MountFailed as error:
         raise MountFailed(
-            followed_by(
-                error,
-                "It is still mounted; to leave all the same and publish later: "
-                f"cryptfs umount --now {mounted.mountpoint}",
-            ),
+            "it is still mounted (to leave all the same and publish later: "
+            f"cryptfs umount --now {shlex.quote(mounted.mountpoint)}): {error}",
             error.exit_code,
         ) from error
 
@@ -110,7 +108,7 @@ def fusermount(mountpoint: str) -> None:
     if "busy" in reason.lower():
         raise CryptfsError(
             f"{mountpoint} is in use; close the programs that have files open there, and see "
-            f"which they are with: lsof +f -- {mountpoint}"
+            f"which they are with: lsof +f -- {shlex.quote(mountpoint)}"
         )
     raise CryptfsError(f"{mountpoint} could not be unmounted: {reason}")
 

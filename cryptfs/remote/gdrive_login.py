@@ -67,6 +67,13 @@ class Client:
         return f"Client({self.id!r})"
 
 
+def _no_client(path: Path) -> UsageError:
+    return UsageError(
+        f"{path} is not the JSON file of a client id; download it from Google's console, where the "
+        "client was made"
+    )
+
+
 def read_client(path: Path, endpoints: Endpoints = GOOGLE) -> Client:
     """The client in the JSON file that Google's console offers for download."""
     try:
@@ -74,7 +81,7 @@ def read_client(path: Path, endpoints: Endpoints = GOOGLE) -> Client:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except ValueError:
-        raise UsageError(f"{path} is not the JSON file of a client id") from None
+        raise _no_client(path) from None
     if isinstance(content, dict) and "web" in content:
         raise UsageError(f'{path} is a client id for web sites; make one of the type "Desktop app"')
     try:
@@ -82,9 +89,9 @@ def read_client(path: Path, endpoints: Endpoints = GOOGLE) -> Client:
             content["installed"]["client_id"], content["installed"]["client_secret"], endpoints
         )
     except (KeyError, TypeError):
-        raise UsageError(f"{path} is not the JSON file of a client id") from None
+        raise _no_client(path) from None
     if not client.id or not all(isinstance(part, str) for part in (client.id, client.secret)):
-        raise UsageError(f"{path} is not the JSON file of a client id")
+        raise _no_client(path)
     return client
 
 

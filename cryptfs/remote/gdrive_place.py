@@ -84,8 +84,8 @@ class Places:
             if self._place is None:
                 raise VaultUnreachable(
                     f"there is no vault folder {'/'.join(self._path)} in the Drive of "
-                    f"{await self._wire.account()}; is it in the trash, renamed, another "
-                    "account's, or made with another client id?"
+                    f"{await self._wire.account()}; is it mistyped, in the trash, renamed, "
+                    "another account's, or made with another client id?"
                 )
             return self._place
 

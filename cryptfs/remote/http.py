@@ -100,11 +100,27 @@ def network_errors(host: str) -> Iterator[None]:
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise VaultUnreachable(f"{host} does not answer; is the network up?") from error
+        raise _unanswered(host, error) from error
     except (httpx.TransportError, httpx.DecodingError) as error:
         raise TemporaryFailure(
             f"the connection to {host} broke ({type(error).__name__})"
         ) from error
+
+
+def _unanswered(host: str, error: Exception) -> VaultUnreachable:
+    """Why there is no connection."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return VaultUnreachable(
+            f"{host} shows a certificate that this machine does not accept "
+            f"({cause.verify_message}); if it is the right server, have this machine trust it "
+            "(on Debian: update-ca-certificates)"
+        )
+    if cause is not None:
+        return VaultUnreachable(f"{host} does not speak TLS as it should; is the port right?")
+    return VaultUnreachable(f"{host} does not answer; is the network up, and the name right?")
 
 
 def retry_after(response: httpx.Response) -> float | None:

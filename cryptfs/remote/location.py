@@ -28,6 +28,9 @@ from cryptfs.remote.folder import FolderRemote
 SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
+_WEB: Final = frozenset({"http", "https", "webdav", "webdavs", "dav", "davs"})
+
+
 def open_remote(url: str, logins: Path) -> Remote:
     """The remote that ``url`` names. Nothing is asked of it yet, not even whether it is there.
 
@@ -40,7 +43,12 @@ def open_remote(url: str, logins: Path) -> Remote:
     if colon and kind in KINDS:
         return KINDS[kind](url, logins)
     if scheme := SCHEME.match(url):
-        raise UsageError(f"cannot use {scheme[0]} vaults; give a folder")
+        if kind in _WEB:
+            raise UsageError(
+                f"cannot use {scheme[0]} places; write webdav+https://USER@HOST/FOLDER for a "
+                "folder on a WebDAV server"
+            )
+        raise UsageError(f"cannot use {scheme[0]} places; give a folder, or see: cryptfs remotes")
     return FolderRemote(Path(url))
 
 

@@ -89,7 +89,9 @@ class Refusals:
         if "incorrectly configured region" in text:
             raise self._elsewhere()
         if "kind: Connect" in text:
-            raise VaultUnreachable(f"{self._host} does not answer; is the network up?")
+            raise VaultUnreachable(
+                f"{self._host} does not answer; is the network up, and the name right?"
+            )
         if "HTTP error" in text:
             raise TemporaryFailure(f"the connection to {self._host} broke")
         raise self.web_page()

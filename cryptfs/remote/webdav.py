@@ -414,6 +414,8 @@ class WebDavRemote(Remote):
             return []
         if folder:
             self._seen.add(folder)
+        if not entries[0].is_folder:
+            raise CryptfsError(f"{self.url} is not a folder")
         found = []
         for entry in entries:
             if entry.path == folder:
@@ -426,7 +428,8 @@ class WebDavRemote(Remote):
 
     def _unreachable(self) -> VaultUnreachable:
         return VaultUnreachable(
-            f"the vault's folder {self.url} is not there; was it moved, or is its disk away?"
+            f"the vault's folder {self.url} is not there; is it mistyped, was it moved, or is its "
+            "disk away?"
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -76,7 +77,10 @@ def parse_address(url: str) -> WebDavAddress:
         raise UsageError("the WebDAV URL cannot be read: its host or port is wrong") from error
     scheme = SCHEMES.get(parts.scheme.lower())
     if scheme is None or not parts.hostname:
-        raise UsageError("a WebDAV vault is written webdav+https://USER@HOST/FOLDER")
+        raise UsageError(
+            "a WebDAV vault is written webdav+https://USER@HOST/FOLDER: the server's own address, "
+            "with webdav+ before it and the user's name in it"
+        )
     _refuse_secrets(parts)
     if parts.query or parts.fragment:
         raise UsageError("a WebDAV URL has no ? and no #; write %3F and %23 for such a folder")
@@ -109,7 +113,8 @@ def read_login(logins: Path, address: WebDavAddress) -> WebDavLogin | None:
         password = json.loads(data)["password"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise LoginNeeded(
-            f"the login in {path} cannot be read; run: cryptfs login webdav {address.url}"
+            f"the login in {path} cannot be read; run: "
+            f"cryptfs login webdav {shlex.quote(address.url)}"
         ) from error
     return WebDavLogin(address.user, str(password))
 

@@ -16,6 +16,7 @@ everything else                                     ``CryptfsError``
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -116,8 +117,8 @@ class WebDavWire:
             # On this machine nothing is sent through a proxy: it would see the password.
             trust = self._address.scheme == "https"
             self._client = new_client(PARALLEL, timeout=self._timeout, trust_env=trust)
-        if self._login is None:
-            self._reload_login()
+        # Each time: after a logout the password is to be used no more.
+        self._reload_login()
         login = self._login
         headers = {"Accept-Encoding": "identity", **headers}
         if content is not None:
@@ -274,10 +275,12 @@ class WebDavWire:
                 f"(webdav+{self._address.scheme}://USER@{self._host}/…), "
                 "and run: cryptfs login webdav URL"
             )
-        reason = "wants a login" if self._login is None else "refuses the login"
+        user = self._address.user
+        reason = f"wants a login of {user}"
+        if self._login is not None:
+            reason = f"refuses the login of {user} (is it mistyped, or is an app password needed?)"
         return LoginNeeded(
-            f"{self._host} {reason} of {self._address.user}; "
-            f"run: cryptfs login webdav {self._address.url}"
+            f"{self._host} {reason}; run: cryptfs login webdav {shlex.quote(self._address.url)}"
         )
 
     def refuse(self, response: httpx.Response) -> NoReturn:

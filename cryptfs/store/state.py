@@ -29,6 +29,7 @@ import fcntl
 import json
 import logging
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -143,7 +144,7 @@ class StateFolder:
         if holder.mountpoint:
             return (
                 f"this vault is mounted already at {holder.mountpoint} (process {holder.pid}); "
-                f"use it there, or run: cryptfs umount {holder.mountpoint}"
+                f"use it there, or run: cryptfs umount {shlex.quote(holder.mountpoint)}"
             )
         return (
             f"another cryptfs command (process {holder.pid}) works on this vault; "

@@ -33,7 +33,7 @@ def test_a_login_that_has_ended(machine: Machine, drive: DriveDouble) -> None:
     machine.do("init", "--yes", *machine.password, PLACE)
     drive.refresh_tokens.clear()
     offline = machine.do("log", *machine.password, PLACE)
-    assert "Going on with what is on this device" in offline.err
+    assert "going on with what is on this device" in offline.err
     said = machine.run("check", *machine.password, PLACE)
     assert said.code == 6
     assert "Google has ended the login of me@example.org" in said.err

@@ -53,6 +53,29 @@ def test_a_vault_is_not_made_twice(machine: Machine) -> None:
     assert "holds a vault already" in said.err
 
 
+@pytest.mark.parametrize("place", ["dropbox:Backups", "google:Backups", "drive:"])
+def test_a_cloud_that_nobody_knows_is_no_folder(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.chdir(machine.folder)
+    said = machine.run("init", "--yes", *machine.password, place)
+    assert (said.code, said.out) == (2, "")
+    assert "see: cryptfs remotes" in said.err
+    assert f"./{place}" in said.err
+    assert not (machine.folder / place).exists()
+    machine.do("init", "--yes", *machine.password, f"./{place}")
+
+
+def test_commands_can_be_pasted(machine: Machine) -> None:
+    place = machine.folder / "my & vault"
+    said = machine.run("mount", *machine.password, place, machine.mountpoint)
+    assert said.code == 5
+    assert f"cryptfs mount '{place}' " in machine.do("init", "--yes", *machine.password, place).err
+    (machine.folder / "mine?").mkdir()
+    said = machine.run("log", *machine.password, machine.folder / "mine?")
+    assert f"cryptfs init '{machine.folder}/mine?'" in said.err
+
+
 def test_a_place_in_no_folder_is_refused(machine: Machine) -> None:
     said = machine.run("init", "--yes", *machine.password, machine.folder / "a/b/c")
     assert (said.code, said.out) == (5, "")

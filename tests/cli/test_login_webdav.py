@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +21,7 @@ from cryptfs.remote.webdav_login import (
     webdav_accounts,
 )
 from tests.cli.session import Machine
+from tests.doubles.icloud_bridge import make_certificate
 from tests.remotes.servers import PASSWORD, USER, wsgidav_server
 
 
@@ -101,6 +106,53 @@ def test_what_is_no_account_is_refused(
     with pytest.raises(error, match=words):
         log_in("--password-file", machine.secret("p", PASSWORD), url)
     assert webdav_accounts(logins) == []
+
+
+@contextmanager
+def greeting(talk: Callable[[socket.socket], object]) -> Iterator[int]:
+    """A server that meets each client so, and hangs up; its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    client, _ = listener.accept()
+                except OSError:
+                    return
+                with client, suppress(OSError):
+                    talk(client)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def test_a_certificate_that_nobody_trusts_is_told(
+    logins: Path, machine: Machine, tmp_path: Path
+) -> None:
+    """As a NAS has one that it made itself."""
+    make_certificate(tmp_path / "certificate")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "certificate")
+    password = "--password-file", machine.secret("p", PASSWORD)
+
+    def secretly(client: socket.socket) -> None:
+        with context.wrap_socket(client, server_side=True):
+            pass
+
+    def openly(client: socket.socket) -> None:
+        client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    for talk, words in (
+        (secretly, r"a certificate .*self-signed.*trust it"),
+        (openly, "does not speak TLS"),
+    ):
+        with greeting(talk) as port, pytest.raises(VaultUnreachable, match=words):
+            log_in(*password, f"webdav+https://me@127.0.0.1:{port}/")
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"\xff", b"[" * 10_000])

@@ -92,6 +92,16 @@ def test_every_login_is_listed_and_each_ends_alone(machine: Machine, logins: Pat
     assert set(map(tuple, accounts(machine).values())) == {()}
 
 
+def test_a_login_that_needs_a_person_says_so(machine: Machine) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cryptfs", "login", "icloud", "--apple-id", "ann@example.org"],
+        env=machine.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "there is no terminal to ask for" in done.stderr
+
+
 def test_logging_out_where_nobody_is_logged_in_is_no_failure(machine: Machine) -> None:
     for kind in ("icloud", "gdrive", "webdav"):
         assert "Nobody was logged in" in machine.do("logout", kind).err

@@ -308,7 +308,7 @@ def test_a_vault_that_is_away_keeps_the_mount(machine: Machine) -> None:
 
     # Without its remote the vault opens with what is here.
     said = machine.do("mount", *machine.password, machine.vault, machine.mountpoint)
-    assert "Going on with what is on this device" in said.err
+    assert "going on with what is on this device" in said.err
     assert (machine.mountpoint / "letter").read_text() == "dear reader"
     away.rename(machine.vault)
     machine.do("umount", machine.mountpoint)

@@ -286,3 +286,15 @@ def test_another_account_or_disk_is_not_taken_for_a_vault_that_was_deleted(
     assert at_home.do("status", "--json", url).json()["vault"], "what is here is kept"
     said = at_home.run("init", "--yes", *at_home.password, url)
     assert f"knows a vault at {url}" in said.err
+
+
+def test_a_file_is_no_place_for_a_vault(place: Place, at_home: Machine) -> None:
+    """Told before anybody wrote down a key."""
+    if not isinstance(place, OnDisk):
+        pytest.skip("a file stands in the way of a folder on disks only")
+    place.put("", "file")
+    before = place.everything()
+    said = at_home.run("init", "--yes", *at_home.password, place.url("file"))
+    assert (said.code, said.out) == (1, ""), said
+    assert "is not a folder" in said.err
+    assert place.everything() == before

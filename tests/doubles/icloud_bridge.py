@@ -113,7 +113,7 @@ class Bridge:
 
     def __enter__(self) -> Bridge:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        _make_certificate(self.certificate)
+        make_certificate(self.certificate)
         context.load_cert_chain(self.certificate)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._context = context
@@ -231,7 +231,7 @@ def _text(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def _make_certificate(path: Path) -> None:
+def make_certificate(path: Path) -> None:
     """Writes a key and a certificate for 127.0.0.1, good for a day."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "push service of a test")])

@@ -60,7 +60,7 @@ class _Files(FilesystemProvider):
 def wsgidav_server(folder: Path) -> Iterator[str]:
     """A WebDAV server for a folder, with a login; its address."""
     configuration = {
-        "provider_mapping": {"/": _Files(str(folder))},
+        "provider_mapping": {"/": _Files(str(folder), fs_opts={})},
         "simple_dc": {"user_mapping": {"*": {USER: {"password": PASSWORD}}}},
         "http_authenticator": {
             "accept_basic": True,

@@ -24,7 +24,7 @@ from cryptfs.errors import (
 )
 from cryptfs.remote.base import MAX_GET, ObjectInfo
 from cryptfs.remote.webdav import WebDavRemote
-from cryptfs.remote.webdav_login import WebDavLogin, parse_address, save_login
+from cryptfs.remote.webdav_login import WebDavLogin, logout_webdav, parse_address, save_login
 from tests.doubles.proxy import (
     LOSE_REPLY,
     LOSE_REQUEST,
@@ -360,7 +360,7 @@ def calls(remote: WebDavRemote) -> list[Callable[[], Awaitable[Any]]]:
         (WEB_PAGE, TemporaryFailure, "web page"),
         (Answer(200, b"", {"Content-Type": "text/html"}), TemporaryFailure, "web page"),
         (Answer(302, b"", {"Location": "/login"}), CryptfsError, "another address"),
-        (Answer(401), LoginNeeded, "refuses the login of me; run: cryptfs login webdav webdav"),
+        (Answer(401), LoginNeeded, "of me .*an app password.*; run: cryptfs login webdav webdav"),
         (Answer(403), CryptfsError, "does not permit|refuses to name"),
         (Answer(423), TemporaryFailure, "423"),
         (Answer(429), TemporaryFailure, "429"),
@@ -500,6 +500,18 @@ async def test_a_login_that_comes_later_is_used_at_once(wsgidav: str, tmp_path: 
             await remote.list("none/")
         save_login(tmp_path, parse_address(url), PASSWORD)
         assert await remote.list("none/") == []
+
+
+async def test_after_a_logout_the_password_is_not_used_any_more(
+    wsgidav: str, tmp_path: Path
+) -> None:
+    url = f"webdav+{wsgidav.replace('://', '://me@')}/"
+    save_login(tmp_path, parse_address(url), PASSWORD)
+    async with opened(url, login=None, logins=tmp_path) as remote:
+        assert await remote.list("none/") == []
+        assert logout_webdav(tmp_path, url)
+        with pytest.raises(LoginNeeded, match="wants a login of me"):
+            await remote.list("none/")
 
 
 async def test_a_server_that_wants_a_name_says_so(wsgidav: str, tmp_path: Path) -> None:
