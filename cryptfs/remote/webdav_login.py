@@ -23,6 +23,9 @@ from cryptfs.remote.private_file import write_private
 SCHEMES: Final = {"webdav+https": "https", "webdav+http": "http"}
 MAX_LOGIN_FILE: Final = 64 * 1024
 
+UNREADABLE: Final = "(cannot be read: "
+"""In the place of an account's URL, before the path of its file."""
+
 
 @dataclass(frozen=True, slots=True)
 class WebDavAddress:
@@ -146,7 +149,7 @@ def webdav_accounts(logins: Path) -> list[str]:
             found.append(str(json.loads(path.read_bytes())["account"]))
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             # Listed all the same, so that somebody sees the file and can log out by hand.
-            found.append(f"(cannot be read: {path})")
+            found.append(f"{UNREADABLE}{path})")
     return sorted(found)
 
 
