@@ -50,8 +50,8 @@ def logout_gdrive() -> None:
 @click.argument("url", required=False)
 def logout_webdav(url: str | None) -> None:
     """Forget the password of the WebDAV server of URL; without a URL, of the only one."""
-    from cryptfs.remote.webdav_login import UNREADABLE, parse_address, webdav_accounts
     from cryptfs.remote.webdav_login import logout_webdav as end_login
+    from cryptfs.remote.webdav_login import parse_address, unreadable_file, webdav_accounts
 
     if url is None:
         accounts = webdav_accounts(logins())
@@ -61,8 +61,7 @@ def logout_webdav(url: str | None) -> None:
             _tell("any WebDAV server", None)
             return
         url = accounts[0]
-        if url.startswith(UNREADABLE):
-            path = url.removeprefix(UNREADABLE).removesuffix(")")
+        if (path := unreadable_file(url)) is not None:
             raise UsageError(
                 "the login that is kept here cannot be read; give its URL, or remove it with: "
                 f"rm {shlex.quote(path)}"
