@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import click
 
 from cryptfs.cli.display import say
@@ -51,7 +53,7 @@ def logout_webdav(url: str | None) -> None:
     only one.
     """
     from cryptfs.remote.webdav_login import logout_webdav as end_login
-    from cryptfs.remote.webdav_login import parse_address, webdav_accounts
+    from cryptfs.remote.webdav_login import parse_address, unreadable_file, webdav_accounts
 
     if url is None:
         accounts = webdav_accounts(logins())
@@ -61,6 +63,11 @@ def logout_webdav(url: str | None) -> None:
             _tell("any WebDAV server", None)
             return
         url = accounts[0]
+        if (path := unreadable_file(url)) is not None:
+            raise UsageError(
+                "the login that is kept here cannot be read; give its URL, or remove it with: "
+                f"rm {shlex.quote(path)}"
+            )
     account = parse_address(url).account
     _tell("WebDAV", account if end_login(logins(), url) else None)
 

@@ -18,10 +18,12 @@ from cryptfs.cli.places import Mounted, MountFailed, find_mounted, raise_error, 
 from cryptfs.cli.status import unmounted_status
 from cryptfs.cli.sync import flush_kernel, publish_mounted
 from cryptfs.control import Message, conversation
-from cryptfs.errors import CryptfsError, FuseUnavailable
+from cryptfs.errors import CryptfsError, FuseUnavailable, LoginNeeded, VaultUnreachable
 from cryptfs.store.state import known_states
 
 _END_SECONDS: Final = 10.0
+
+_AWAY: Final = frozenset({VaultUnreachable.exit_code, LoginNeeded.exit_code})
 
 
 @click.command(
@@ -38,6 +40,7 @@ _END_SECONDS: Final = 10.0
 def umount(directory: str, now: bool, as_json: bool) -> None:
     """Publish all changes of the vault mounted at DIR, and unmount it.
 
+    Where the vault's place is away it stays mounted as long as anything is on this device only.
     While syncing is paused nothing is published: it says what is on this device only.
     """
     mounted = find_mounted(directory)
@@ -64,14 +67,23 @@ def umount(directory: str, now: bool, as_json: bool) -> None:
 
 
 def _publish(mounted: Mounted) -> None:
+    """Publishes; raises when that fails, unless there is nothing that would stay here only."""
     try:
         publish_mounted(mounted)
     except MountFailed as error:
+        if error.exit_code in _AWAY and not _has_unpublished(mounted):
+            warn(str(error))
+            return
         raise MountFailed(
             "it is still mounted (to leave all the same and publish later: "
             f"cryptfs umount --now {shlex.quote(mounted.mountpoint)}): {error}",
             error.exit_code,
         ) from error
+
+
+def _has_unpublished(mounted: Mounted) -> bool:
+    status = mounted.ask({"do": "status"})
+    return bool(status["unpublished_changes"] or status["unpublished_bytes"])
 
 
 def _leave(mounted: Mounted, *, publish: bool) -> Message:

@@ -185,7 +185,8 @@ class FolderRemote(Remote):
     def _check_reachable(self) -> None:
         if not _is_folder(self._root):
             raise VaultUnreachable(
-                f"the vault folder {self._root} is not there; is its disk mounted?"
+                f"the vault folder {self._root} is not there; is the path right, and is its "
+                "disk mounted?"
             )
 
     def _find_folder(self, folder: Path) -> bool:

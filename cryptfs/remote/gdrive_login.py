@@ -125,7 +125,10 @@ async def login_in_browser(client: Client, tell: Tell, open_browser: Callable[[s
         flow.redirect_uri = f"http://127.0.0.1:{port}/"
         # Without "consent", Google gives a refresh token only the first time.
         url, state = flow.authorization_url(access_type="offline", prompt="consent")
-        tell(f"Agree in the browser; if none opens, open this page on this machine:\n\n{url}\n")
+        tell(
+            "Agree in the browser; if none opens, open this page on this machine (or, without a "
+            f"browser here, press Ctrl-C and use --device):\n\n{url}\n"
+        )
         async with open_nursery() as nursery:
             # Beside the waiting: a browser in the terminal returns only when it is closed.
             nursery.start_soon(_in_thread, open_browser, url)

@@ -23,6 +23,8 @@ from cryptfs.remote.private_file import write_private
 SCHEMES: Final = {"webdav+https": "https", "webdav+http": "http"}
 MAX_LOGIN_FILE: Final = 64 * 1024
 
+_UNREADABLE: Final = "(cannot be read: "
+
 
 @dataclass(frozen=True, slots=True)
 class WebDavAddress:
@@ -146,8 +148,15 @@ def webdav_accounts(logins: Path) -> list[str]:
             found.append(str(json.loads(path.read_bytes())["account"]))
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             # Listed all the same, so that somebody sees the file and can log out by hand.
-            found.append(f"(cannot be read: {path})")
+            found.append(f"{_UNREADABLE}{path})")
     return sorted(found)
+
+
+def unreadable_file(account: str) -> str | None:
+    """The path of a login that is listed and cannot be read; None where it is an account."""
+    if not account.startswith(_UNREADABLE):
+        return None
+    return account.removeprefix(_UNREADABLE).removesuffix(")")
 
 
 def _file_of(logins: Path, account: str) -> Path:

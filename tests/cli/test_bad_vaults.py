@@ -35,7 +35,7 @@ def test_a_folder_that_is_not_there(machine: Machine) -> None:
         secret = [] if "list" in command else machine.password
         said = machine.run(command[0], *command[1:2], *secret, *command[2:])
         assert said.code == 5, said
-        assert "is not there; is its disk mounted?" in said.err
+        assert "is not there; is the path right, and is its disk mounted?" in said.err
 
 
 def test_a_folder_that_is_no_vault(machine: Machine) -> None:

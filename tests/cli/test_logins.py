@@ -135,6 +135,20 @@ def test_a_login_that_cannot_be_read_is_said_and_can_be_ended(
     assert icloud_account(logins) is None
 
 
+def test_a_webdav_login_that_cannot_be_read_is_said_and_can_be_ended(
+    machine: Machine, logins: Path
+) -> None:
+    save_login(logins, parse_address(HERE), "secret")
+    (path,) = (logins / "webdav").iterdir()
+    path.write_text("{")
+    assert "cannot be read" in machine.do("remotes").out
+    said = machine.run("logout", "webdav")
+    assert said.code == 2
+    assert f"rm {path}" in said.err and "is written webdav" not in said.err
+    machine.do("logout", "webdav", HERE)
+    assert not path.exists()
+
+
 def said_places(machine: Machine) -> list[dict[str, object]]:
     places: list[dict[str, object]] = machine.do("remotes", "--json").json()
     return places

@@ -300,7 +300,7 @@ def test_a_vault_that_is_away_keeps_the_mount(machine: Machine) -> None:
     away = machine.vault.rename(machine.folder / "away")
     said = machine.run("umount", machine.mountpoint)
     assert said.code == 5
-    assert "is not there; is its disk mounted?" in said.err
+    assert "is not there; is the path right, and is its disk mounted?" in said.err
     assert f"cryptfs umount --now {machine.mountpoint}" in said.err
     assert (machine.mountpoint / "letter").read_text() == "dear reader"
     assert machine.run("sync", machine.mountpoint).code == 5

@@ -137,6 +137,25 @@ def test_a_vault_that_is_away_for_readers_only_is_told_in_the_same_words(machine
     machine.do("umount", machine.mountpoint)
 
 
+def test_who_has_published_all_may_leave_a_vault_that_is_away(machine: Machine) -> None:
+    machine.mount()
+    (machine.mountpoint / "letter").write_text("dear reader")
+    machine.do("sync", machine.mountpoint)
+    away = machine.vault.rename(machine.folder / "away")
+    said = machine.do("umount", machine.mountpoint)
+    assert "is its disk mounted?" in said.err
+    assert "is unmounted; everything is published" in said.err
+    away.rename(machine.vault)
+
+    machine.mount()
+    (machine.mountpoint / "letter").write_text("dear readers")
+    machine.vault.rename(away)
+    said = machine.run("umount", machine.mountpoint)
+    assert (said.code, "it is still mounted" in said.err) == (5, True)
+    away.rename(machine.vault)
+    machine.do("umount", machine.mountpoint)
+
+
 def test_a_vault_that_is_away_is_told_while_it_is_not_mounted(machine: Machine) -> None:
     machine.mount()
     machine.do("umount", machine.mountpoint)

@@ -114,7 +114,7 @@ async def test_logging_in_in_a_browser(
     assert (asked["access_type"], asked["prompt"]) == ("offline", "consent")
     assert asked["code_challenge_method"] == "S256"
     assert asked["redirect_uri"].startswith("http://127.0.0.1:")
-    assert drive.endpoints.auth in told[0]
+    assert drive.endpoints.auth in told[0] and "use --device" in told[0]
     for secret in (login.refresh_token, login.client_secret, *drive.access_tokens):
         assert secret not in caplog.text + repr(login) + repr(client)
     save_login(tmp_path / "logins", login)
