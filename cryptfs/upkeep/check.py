@@ -179,7 +179,7 @@ def _unreferenced(sizes: dict[str, int], age_ns: int, abandoned: list[str]) -> F
         sentence += f", as this device has seen for {age_ns // DAY_NS} days"
     advice = (
         "nothing needs to be done: a device that was interrupted left that behind, or is "
-        f"publishing it just now; what has been so for {GRACE_DAYS} days, check --repair deletes"
+        f"publishing it just now; after {GRACE_DAYS} days a clean-up deletes it, or check --repair"
     )
     if abandoned:
         advice += f" ({len(abandoned)} by now)"
