@@ -292,11 +292,19 @@ class Rebase:
             digest.update(b"%d %s" % (idx, known or b"%d" % extents[idx]))
         return digest.digest()
 
-    def seems_rewritten(self, base: InodeRow) -> bool:
-        """Whether others changed the bytes of a file since it was ``base``, as far as its size and
-        times tell."""
+    def is_rewritten(self, base: InodeRow, shared: int) -> bool:
+        """Whether others changed the bytes of a file since the epoch ``shared``, in which it was
+        ``base``. Times tell nothing of it: they can be set, and be put back.
+        """
         row = self.inode(base.id)
-        return row is not None and (row.size, row.mtime_ns) != (base.size, base.mtime_ns)
+        if row is None or row.size != base.size:
+            return row is not None
+        changed = self._database.value(
+            "SELECT EXISTS (SELECT 1 FROM extent WHERE inode = ?1 AND +since > ?2) OR EXISTS "
+            "(SELECT 1 FROM extent_past WHERE inode = ?1 AND +since <= ?2 AND +until > ?2)",
+            (base.id, shared),
+        )
+        return bool(changed)
 
     # -- putting on top --------------------------------------------------------------------
 

@@ -165,7 +165,7 @@ class Sides:
             if base is None and row.id in self._my_nodes:
                 self._fingerprint_mine(row.id)
             return self._rebase.fingerprint(row.size, self._rebase.extents(row.id))
-        is_rewritten = self._rebase.seems_rewritten(base)
+        is_rewritten = self._rebase.is_rewritten(base, self._mine.shared)
         return _plain_content(row, "theirs" if is_rewritten else "base")
 
     def _fingerprint_mine(self, id: int) -> None:
