@@ -341,6 +341,21 @@ class Rebase:
             digest.update(b"%d %s" % (idx, known or b"%d" % extents[idx]))
         return digest.digest()
 
+    def is_rewritten(self, base: InodeRow, row: InodeRow, shared: int) -> bool:
+        """Whether others changed the bytes of a file, ``row`` by now, since the epoch ``shared``,
+        in which it was ``base``. Times tell nothing of it: they can be set, and be put back.
+        """
+        if row.since == base.since:
+            return False
+        if row.size != base.size:
+            return True
+        changed = self._database.value(
+            "SELECT EXISTS (SELECT 1 FROM extent WHERE inode = ?1 AND +since > ?2) OR EXISTS "
+            "(SELECT 1 FROM extent_past WHERE inode = ?1 AND +since <= ?2 AND +until > ?2)",
+            (base.id, shared),
+        )
+        return bool(changed)
+
     # -- putting on top --------------------------------------------------------------------
 
     def put_inode(self, row: InodeRow) -> None:

@@ -175,8 +175,7 @@ class Sides:
             if base is None and row.id in self._my_nodes:
                 self._fingerprint_mine(row.id)
             return self._rebase.fingerprint(row.size, self._rebase.extents(row.id))
-        # As far as size and time tell, which is enough where mine has not changed the bytes.
-        is_rewritten = (row.size, row.mtime_ns) != (base.size, base.mtime_ns)
+        is_rewritten = self._rebase.is_rewritten(base, row, self._mine.shared)
         return _plain_content(row, "theirs" if is_rewritten else "base")
 
     def _fingerprint_mine(self, id: int) -> None:

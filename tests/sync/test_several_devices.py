@@ -19,6 +19,7 @@ from tests.sync.together import (
     Work,
     all_of,
     apart,
+    changing_in_secret,
     fleet_with,
     folder,
     linking,
@@ -26,6 +27,7 @@ from tests.sync.together import (
     nothing,
     removing,
     saving,
+    touching,
     tree,
     without_dates,
     writing,
@@ -76,6 +78,18 @@ CASES: dict[str, tuple[Work, Work, Work, dict[str, bytes | None]]] = {
     ),
     "edited there and deleted here": (
         writing(b"a", b"a"), writing(b"a", b"edited"), removing(b"a"), {"a": b"edited"},
+    ),
+    "edited there with its size and time as before, and deleted here": (
+        writing(b"a", b"a"), changing_in_secret(b"a", b"b"), removing(b"a"), {"a": b"b"},
+    ),
+    "deleted there, and edited here with its size and time as before": (
+        writing(b"a", b"a"), removing(b"a"), changing_in_secret(b"a", b"b"), {"a": b"b"},
+    ),
+    "touched there and deleted here": (
+        writing(b"a", b"a"), touching(b"a"), removing(b"a"), {},
+    ),
+    "deleted there and touched here": (
+        writing(b"a", b"a"), removing(b"a"), touching(b"a"), {},
     ),
     "deleted on both": (writing(b"a", b"a"), removing(b"a"), removing(b"a"), {}),
     "made on both with equal content": (

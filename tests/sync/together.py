@@ -79,6 +79,25 @@ def writing(path: bytes, data: bytes) -> Work:
     return work
 
 
+def changing_in_secret(path: bytes, data: bytes) -> Work:
+    """Writes over the first bytes, and puts the time back, as containers of disks do."""
+
+    async def work(vault: Vault) -> None:
+        before = find(vault, path)
+        await vault.fs.write(before.id, 0, data)
+        await vault.fs.setattr(before.id, Change(mtime_ns=before.mtime_ns))
+
+    return work
+
+
+def touching(path: bytes) -> Work:
+    async def work(vault: Vault) -> None:
+        there = find(vault, path)
+        await vault.fs.setattr(there.id, Change(mtime_ns=there.mtime_ns + 1))
+
+    return work
+
+
 def saving(path: bytes, data: bytes) -> Work:
     """As editors save: a new file takes the old one's name."""
 
