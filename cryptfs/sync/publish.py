@@ -194,7 +194,7 @@ class Publisher:
         """Notes as published what turned out to be on the remote already, and whatever of it is
         missing there goes up. To be called while ``standing_still``.
         """
-        await self._send(publication, None)
+        await self._send(publication, None, is_there=True)
 
     def drop_files(self, publication: Publication | None, parts: Iterable[bytes]) -> None:
         """Removes what was built of a publication that is none any more."""
@@ -237,7 +237,11 @@ class Publisher:
         return self._progress.publication()
 
     async def _send(
-        self, publication: Publication, on_progress: Callable[[Upload], None] | None
+        self,
+        publication: Publication,
+        on_progress: Callable[[Upload], None] | None,
+        *,
+        is_there: bool = False,
     ) -> None:
         if publication.refused:
             raise self._taken(publication.epoch)
@@ -254,7 +258,8 @@ class Publisher:
         while self._is_seen_too_long_ago():
             await self._upload(publication.epoch, objects, on_progress)
         commit = self._commit_file(publication.epoch)
-        await self._require_next(publication.epoch)
+        if not is_there:  # else it may have lost, and only who has noted it steps back from it
+            await self._require_next(publication.epoch)
         has_new_key = self._progress.head_key_epoch < self._keys.key_epoch
         is_begun = has_new_key and await self._begin_key_epoch(publication)
         try:

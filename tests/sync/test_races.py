@@ -154,6 +154,24 @@ async def test_a_loser_that_does_nothing_but_publish_notices(tmp_path: Path) -> 
         assert await tree(winner) == await tree(loser)
 
 
+@pytest.mark.parametrize("call", range(10))
+async def test_a_loser_that_died_while_it_published_on_top_of_its_lost_epoch(
+    tmp_path: Path, call: int
+) -> None:
+    """Its commit may be there, and it does not know."""
+    async with fleet_with(tmp_path, nothing, Place(atomic_create=False)) as fleet:
+        winner, loser = await a_tie(fleet)
+        await write_file(loser.vault, b"more", b"1")
+        died = await loser.die_in(loser.publish, call=call, done=True)
+        see_everything(fleet)
+        if died:
+            await loser.start()
+        await loser.follow()
+        await loser.publish()
+        await winner.follow()
+        assert (await tree(winner))["more"] == b"1"
+
+
 async def test_a_file_of_the_losers_epoch_went_into_a_new_folder(tmp_path: Path) -> None:
     """The third device moved it there and changed it, and the loser changed it too."""
     async with fleet_with(tmp_path, nothing, Place(atomic_create=False)) as fleet:
