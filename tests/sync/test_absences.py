@@ -110,7 +110,7 @@ async def test_a_device_whose_commits_were_cleaned_up_brings_its_changes(
         await desk.vault.collector.run()
         names = [info.name for info in await desk.window.list("commits/")]
         assert names[0] > f"commits/{shared + 1:010}.000", "the commits that it needs are gone"
-        with pytest.raises(CryptfsError, match="unmount and mount again"):
+        with pytest.raises(CryptfsError, match="umount --now, and mount again"):
             await laptop.publish()
         assert names == [info.name for info in await desk.window.list("commits/")]
         laptop.stop()
