@@ -142,8 +142,9 @@ class Follower:
                 replay.end()
                 if mounted and replay.has_renumbered:
                     raise CryptfsError(
-                        "another machine goes on from a copy of this device's state; unmount "
-                        "and mount again to bring both together, nothing is lost"
+                        "another machine goes on from a copy of this device's state; to bring "
+                        "both together unmount with cryptfs umount --now, and mount again: "
+                        "nothing is lost"
                     )
 
         with self._dropping_publication():
@@ -177,7 +178,7 @@ class Follower:
         if mounted:
             raise CryptfsError(
                 "this device was away for so long that it has to begin from a newer checkpoint; "
-                "unmount and mount again, nothing is lost"
+                "unmount with cryptfs umount --now, and mount again: nothing is lost"
             )
         replay = self._new_replay()
         with self._dropping_publication():

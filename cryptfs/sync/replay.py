@@ -111,6 +111,7 @@ class Replay:
         self._held: dict[int, InodeRow] = {}
         self._held_names: dict[int, Link] = {}
         self._handing_over: list[Callable[[], None]] = []
+        self._past = _Past()
         self.touched = Touched()
         self.conflicts: list[Conflict] = []
 
@@ -131,6 +132,9 @@ class Replay:
 
     def make_way(self, batch: RowBatch) -> None:
         """To be called before the rows of a batch are applied."""
+        if batch.gone.get("chunk"):
+            # The restore points that need them are forgotten, and past rows with those.
+            self._past.note(self._database, self._mine.shared)
         self._rebase.make_way(self._mine, batch)
 
     def end(self) -> None:
@@ -147,7 +151,8 @@ class Replay:
         self._write(merged)
         recounted = self._count_links(merged)
         # Before what waits is dated: that did not change for anybody here.
-        self.touched = _Difference(self._database, self._rebase, self._mine, merged).touched()
+        difference = _Difference(self._database, self._rebase, self._mine, self._past, merged)
+        self.touched = difference.touched()
         self.touched |= Touched(attributes=frozenset(recounted))
         rebase.date_waiting()
         self._keep_held(merged)
@@ -290,12 +295,32 @@ class Replay:
             put_conflict(self._tree, copy, record)
 
 
+class _Past:
+    """Rows of the shared epoch that others changed, noted before they may be forgotten."""
+
+    def __init__(self) -> None:
+        self.links: dict[Link, int] = {}
+        self.inodes: dict[int, InodeRow] = {}
+        self.files: set[int] = set()
+
+    def note(self, database: Database, shared: int) -> None:
+        def rows(columns: str, table: str) -> Iterator[Row]:
+            sql = f"SELECT {columns} FROM {table} AS past WHERE {BASE}"
+            return database.rows(sql, {"shared": shared})
+
+        for parent, name, inode in rows("parent, name, inode", "dirent_past"):
+            self.links[parent, name] = inode
+        for row in rows(", ".join(InodeRow._fields), "inode_past"):
+            self.inodes[row[0]] = InodeRow._make(row)
+        self.files |= {row[0] for row in rows("DISTINCT inode", "extent_past")}
+
+
 class _Difference:
     """Compares the tables with what they held before: mine on top of the shared epoch."""
 
-    def __init__(self, database: Database, rebase: Rebase, mine: Mine, merged: Merged):
+    def __init__(self, database: Database, rebase: Rebase, mine: Mine, past: _Past, merged: Merged):
         self._database, self._rebase = database, rebase
-        self._mine, self._merged = mine, merged
+        self._mine, self._past, self._merged = mine, past, merged
 
     def touched(self) -> Touched:
         attributes, resized = self._changed_inodes()
@@ -319,6 +344,7 @@ class _Difference:
             f"LEFT JOIN dirent AS now USING (parent, name) WHERE {BASE}"
         ):
             before[parent, name], after[parent, name] = was, inode
+        before |= self._past.links
         before |= dict.fromkeys(self._mine.unlinked)
         before |= self._mine.links
         for link in before.keys() - after.keys():  # which only mine had changed
@@ -348,8 +374,9 @@ class _Difference:
         ):
             if row[0] not in mine:
                 yield InodeRow._make(row[:width]), InodeRow._make(row[width:])
-        for after in self._rebase.inodes(mine):
-            before = mine[after.id]
+        known: dict[int, InodeRow | None] = {**self._past.inodes, **mine}
+        for after in self._rebase.inodes(known):
+            before = known[after.id]
             if before is not None:
                 yield before, after
 
@@ -359,11 +386,11 @@ class _Difference:
             {row[0] for row in self._rows(f"SELECT id FROM {source}")}
             for source in (f"inode WHERE {CHANGED}", f"inode_past AS past WHERE {BASE}")
         )
-        return changed - old - self._mine.inodes.keys()
+        return changed - old - self._mine.inodes.keys() - self._past.inodes.keys()
 
     def _changed_files(self) -> set[int]:
         """Returns the files of which a chunk is another."""
-        return {
+        return self._past.files | {
             row[0]
             for source in (f"extent WHERE {CHANGED}", f"extent_past AS past WHERE {BASE}")
             for row in self._rows(f"SELECT inode FROM {source}")

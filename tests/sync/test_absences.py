@@ -110,7 +110,7 @@ async def test_a_device_whose_commits_were_cleaned_up_brings_its_changes(
         await desk.vault.collector.run()
         names = [info.name for info in await desk.window.list("commits/")]
         assert names[0] > f"commits/{shared + 1:010}.000", "the commits that it needs are gone"
-        with pytest.raises(CryptfsError, match="unmount and mount again"):
+        with pytest.raises(CryptfsError, match="umount --now, and mount again"):
             await laptop.publish()
         assert names == [info.name for info in await desk.window.list("commits/")]
         laptop.stop()
@@ -321,6 +321,25 @@ async def test_what_a_device_that_nobody_knows_of_wrote_is_kept(tmp_path: Path) 
         for name in (b"twin", b"triplet"):
             assert await read_file(desk.vault, name) == noise(300_000, "goes")
         assert "goes" not in await tree(desk)
+        fleet.forget_what_is_owed()
+
+
+async def test_the_kernel_hears_of_what_went_with_its_restore_points(tmp_path: Path) -> None:
+    """While it is mounted, it follows over the removal of a file and over the drop of its pack."""
+    async with fleet_with(tmp_path, writing(b"changes", noise(200_000, "old"))) as fleet:
+        desk, laptop, _ = fleet.members
+        await write_file(desk.vault, b"goes", noise(300_000, "goes"))
+        await desk.publish()
+        await laptop.follow()
+        laptop.window.is_offline = True
+        await remove(desk.vault, b"goes")
+        await writing(b"changes", noise(200_000, "new"))(desk.vault)
+        await desk.publish()
+        keep(desk.vault)
+        assert await clean_up(fleet, {info.name for info in await desk.window.list("packs/")})
+        laptop.window.is_offline = False
+        await laptop.follow()  # which compares what the kernel is told with what changed
+        assert await tree(laptop) == {"changes": noise(200_000, "new")}
         fleet.forget_what_is_owed()
 
 
