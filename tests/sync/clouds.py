@@ -178,7 +178,7 @@ def cloud(kind: str, folder: Path) -> Iterator[Cloud]:
                 yield Cloud(kind, icloud)
         case "s3":
             with moto_server() as address, proxies.proxy(address) as through:
-                _make_bucket(address)
+                _make_empty_bucket(address)
                 yield Cloud(kind, through)
         case _:
             folder.mkdir()
@@ -186,18 +186,20 @@ def cloud(kind: str, folder: Path) -> Iterator[Cloud]:
                 yield Cloud(kind, through)
 
 
-def _make_bucket(address: str) -> None:
+def _make_empty_bucket(address: str) -> None:
+    """Servers of one process, one after the other, show the same buckets."""
     import boto3
 
-    client = boto3.client(
+    service = boto3.resource(
         "s3",
         endpoint_url=address,
         region_name="us-east-1",
         aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],
     )
-    client.create_bucket(Bucket=BUCKET)
-    client.close()
+    bucket = service.create_bucket(Bucket=BUCKET)
+    bucket.objects.delete()
+    service.meta.client.close()
 
 
 def _webdav_address(port: int) -> webdav_login.WebDavAddress:
