@@ -110,9 +110,9 @@ def plan_lines(plan: Message) -> list[str]:
     if plan["repack_packs"]:
         lines.append(f"Pack what is needed of {packs('repack')} anew.")
     if plan["condemn_packs"]:
-        lines.append(f"Set {packs('condemn')} aside for {GRACE_DAYS} days: no file needs them.")
+        lines.append(f"Set aside for {GRACE_DAYS} days what no file needs: {packs('condemn')}.")
     if plan["drop_packs"]:
-        lines.append(f"Take {packs('drop')} out of the vault and delete them.")
+        lines.append(f"Take out of the vault and delete: {packs('drop')}.")
     if plan["delete_objects"]:
         lines.append(f"Delete {amount(plan['delete_objects'], 'object', plan['delete_bytes'])}.")
     if plan["abandoned_objects"]:

@@ -81,7 +81,7 @@ def test_a_dry_run_only_tells(grown: Machine) -> None:
     before = packs(grown)
     said = grown.do("gc", "--dry-run", *grown.password, grown.vault)
     assert "Forget 2 restore points that are not kept by the policy, or were dropped." in said.out
-    assert "Set 1 pack (128.0 KiB) aside for 14 days: no file needs them." in said.out
+    assert "Set aside for 14 days what no file needs: 1 pack (128.0 KiB)." in said.out
     plan = grown.do("gc", "--dry-run", "--json", *grown.password, grown.vault).json()
     assert (plan["forget_restore_points"], plan["condemn_packs"]) == (2, 1)
     assert (plan["delete_objects"], plan["nothing_to_do"]) == (0, False)
@@ -101,7 +101,7 @@ def test_it_deletes_after_the_grace_period(grown: Machine, monkeypatch: pytest.M
     monkeypatch.undo()
     at(monkeypatch, 3 + GRACE_DAYS)
     said = grown.do("gc", "--yes", *grown.password, grown.vault)
-    assert "Take 1 pack (128.0 KiB) out of the vault and delete them." in said.out
+    assert "Take out of the vault and delete: 1 pack (128.0 KiB)." in said.out
     assert said.err.startswith("Cleaned up: 1 object deleted (128.0 KiB).")
     assert len(before - packs(grown)) == 1
     restored = grown.folder / "restored"
@@ -121,7 +121,7 @@ def test_it_asks(machine: Machine) -> None:
     fill(machine, days_ago=400)
     arguments = ("gc", *machine.password, machine.vault)
     with terminal(machine, *arguments) as one:
-        one.wait_for(r"Set 1 pack \(128.0 KiB\) aside")
+        one.wait_for(r"Set aside for 14 days what no file needs: 1 pack")
         one.wait_for(r"Do this\? .*\[y/N\]")
         one.type("n")
         one.wait_for("nothing was changed")
