@@ -55,6 +55,7 @@ class Fleet:
     copy_names_are_checked: bool = True
     _past_is_compared: bool = True
     published: set[Content] = field(default_factory=set)
+    removed: set[Content] = field(default_factory=set)
     _contents_by_chunks: dict[tuple[object, ...], Content] = field(default_factory=dict)
 
     @staticmethod
@@ -62,7 +63,8 @@ class Fleet:
         """Devices that have just been set up on a new vault, all of them switched on."""
         fleet = Fleet(home, place)
         for name in names:
-            member = Member(home / name, name, place.window(), fleet.published)
+            window = place.window()
+            member = Member(home / name, name, window, fleet.published, fleet.removed)
             fleet.members.append(member)
             member.folder.mkdir()
             if len(fleet.members) == 1:

@@ -74,17 +74,28 @@ class Picture:
 class Member(Device):
     """A device that sees the vault through a window of the place."""
 
-    def __init__(self, folder: Path, name: str, window: Window, published: set[Content]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        window: Window,
+        published: set[Content],
+        removed: set[Content],
+    ) -> None:
         super().__init__(folder, name=name, seed=f"{name} at {window.place.seed}")
         self.window = window
         self._vault: Vault | None = None
         self._lives = 0
         self._published = published
         """What may be in an epoch by now, of whichever device: others may have taken it away."""
+        self._removed = removed
+        """What whichever device replaced or removed by a program's deed."""
         self._has: set[Content] = set()
         self._settled: set[Content] = set()
         self.replaced: set[Content] = set()
-        """What this device itself replaced or removed, and does not have."""
+        """What this device replaced or removed itself, or saw going where another one had, and
+        does not have.
+        """
         self.owed: list[Owed] = []
         self.conflicts: list[Conflict] = []
         self._opened: list[int] = []
@@ -246,12 +257,14 @@ class Member(Device):
     async def note(self) -> None:
         """Sees what this device itself changed since it was last looked at."""
         has = await self._contents()
+        self._removed |= self._has - has
         self.replaced = (self.replaced | self._has) - has
         self._has = has
 
     async def _require(self, wanted: set[Content], doing: str) -> None:
         """Nothing is gone but what this device, or by way of the vault another, took away."""
-        self._has = await self._contents()
+        before, self._has = self._has, await self._contents()
+        self.replaced |= (before - self._has) & self._removed
         lost = wanted - self._has - self.replaced - self._published
         assert not lost, f"{self.name} lost {[self._paths[one] for one in lost]} by {doing}"
 

@@ -222,7 +222,7 @@ async def test_a_new_device_comes_while_two_epochs_have_one_number(tmp_path: Pat
     async with fleet_with(tmp_path, nothing, Place(atomic_create=False)) as fleet:
         winner, loser = await a_tie(fleet)
         window = fleet.place.window()
-        newcomer = Member(tmp_path / "new", "new", window, fleet.published)
+        newcomer = Member(tmp_path / "new", "new", window, fleet.published, fleet.removed)
         newcomer.folder.mkdir()
         await newcomer.start()
         fleet.members.append(newcomer)
