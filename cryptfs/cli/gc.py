@@ -117,7 +117,7 @@ def plan_lines(plan: Message) -> list[str]:
         lines.append(f"Delete {amount(plan['delete_objects'], 'object', plan['delete_bytes'])}.")
     if plan["abandoned_objects"]:
         objects = amount(plan["abandoned_objects"], "object", plan["abandoned_bytes"])
-        lines.append(f"Delete what of {objects} an interrupted device left behind.")
+        lines.append(f"Delete what an interrupted upload left behind: up to {objects}.")
     if plan["waiting_packs"]:
         lines.append(f"Still set aside: {packs('waiting')}.")
     return lines or ["There is nothing to clean up."]

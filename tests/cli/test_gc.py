@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from cryptfs.cli.gc import plan_lines
 from cryptfs.ids import ROOT_INODE
 from cryptfs.opening import open_vault
 from cryptfs.remote.folder import FolderRemote
@@ -109,6 +110,14 @@ def test_it_deletes_after_the_grace_period(grown: Machine, monkeypatch: pytest.M
     assert (restored / "stays").read_bytes() == noise(100_000, b"stays")
     assert "nothing to clean up" in grown.do("gc", "--yes", *grown.password, grown.vault).out
     assert grown.do("check", "--data", "--json", *grown.password, grown.vault).json() == []
+
+
+def test_what_an_interrupted_upload_left_is_told(grown: Machine) -> None:
+    plan = grown.do("gc", "--dry-run", "--json", *grown.password, grown.vault).json()
+    assert plan["abandoned_objects"] == 0
+    more = plan | {"abandoned_objects": 2, "abandoned_bytes": 8192}
+    (line,) = set(plan_lines(more)) - set(plan_lines(plan))
+    assert line == "Delete what an interrupted upload left behind: up to 2 objects (8.0 KiB)."
 
 
 def test_nobody_to_ask_is_no_yes(grown: Machine) -> None:
