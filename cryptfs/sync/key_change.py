@@ -19,9 +19,9 @@ from cryptfs.errors import (
 )
 from cryptfs.format.header import parse_header
 from cryptfs.format.metadata import parse_commit
-from cryptfs.format.names import COMMITS, HEADERS, commit_name, header_name
+from cryptfs.format.names import HEADERS, commit_name, header_name
 from cryptfs.remote.base import Remote
-from cryptfs.sync.listing import listed_numbers
+from cryptfs.sync.listing import listed_head, listed_numbers
 
 
 async def why_closed(remote: Remote, keys: VaultKeys, error: IntegrityError) -> CryptfsError:
@@ -48,7 +48,7 @@ async def require_finished_change(remote: Remote, keys: VaultKeys) -> None:
     Whoever has a former key can take away what came later, so nobody who has only seen that there
     is a new key may go on from what is sealed with an older one.
     """
-    head = max(await listed_numbers(remote, COMMITS), default=0)
+    head = await listed_head(remote)
     with suppress(IntegrityError, ObjectNotFound):
         parse_commit(await remote.get(commit_name(head)), keys, head)
         return

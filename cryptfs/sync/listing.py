@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cryptfs.format.names import parse_name
+from cryptfs.format.names import COMMITS, parse_name
 from cryptfs.remote.base import Remote
 
 
@@ -12,3 +12,8 @@ async def listed_numbers(remote: Remote, prefix: str) -> list[int]:
     """
     names = [parse_name(info.name) for info in await remote.list(prefix)]
     return sorted(name.number for name in names if name is not None)
+
+
+async def listed_head(remote: Remote) -> int:
+    """Returns the newest epoch that a commit is listed of; 0 where there is none."""
+    return max(await listed_numbers(remote, COMMITS), default=0)

@@ -55,10 +55,6 @@ from cryptfs.sync.vault_line import VaultLine
 log = logging.getLogger(__name__)
 
 PARALLEL_UPLOADS: Final = 4
-SILENT_NS: Final = 24 * 3600 * 10**9
-"""Who published nothing for so long looks once more for what it sent when the commit is there:
-another device may have taken it for abandoned just before (``upkeep/abandoned.py``)."""
-
 CHECKPOINT_EVERY: Final = 64
 """Epochs between two checkpoints: what a new device has to apply one by one at most."""
 
@@ -68,8 +64,10 @@ NOTE_BYTES: Final = 64 << 20
 
 TRUSTED_NS: Final = 24 * 3600 * 10**9
 """So long what was seen on the remote is taken to be there still. A device may sleep for weeks in
-the middle of an upload; others then take its packs for abandoned, after ``GRACE_DAYS``, and are
-asked to delete them."""
+the middle of an upload, and others then take its packs for abandoned (``upkeep/abandoned.py``).
+Who published nothing for so long looks once more when the commit is there: that may have been just
+before.
+"""
 
 
 class UploadPaused(CryptfsError):
@@ -255,7 +253,7 @@ class Publisher:
         parts = self._progress.parts()
         objects += [self._stored(name, size) for name, _, size in parts]
         await self._upload(publication.epoch, objects, on_progress)
-        while self._is_seen_too_long_ago():
+        while self._is_long_ago(self._seen_ns):
             await self._upload(publication.epoch, objects, on_progress)
         commit = self._commit_file(publication.epoch)
         if not is_there:  # else it may have lost, and only who has noted it steps back from it
@@ -270,8 +268,7 @@ class Publisher:
             self._progress.note_refused(publication.epoch)
             await self._settler.settle()
             raise self._taken(publication.epoch) from None
-        last_ns = self._progress.last_own_time_ns()
-        if last_ns is None or not 0 <= self._clock_ns() - last_ns < SILENT_NS:
+        if self._is_long_ago(self._progress.last_own_time_ns()):
             self._seen.clear()
             await self._upload(publication.epoch, objects, on_progress)
         self._content.note_uploaded(pack.id for pack in packs)
@@ -469,7 +466,7 @@ class Publisher:
     async def _confirmed(self, objects: list[_Stored]) -> set[bytes]:
         """Returns which of the objects need not be sent any more."""
         noted = self._progress.confirmed()
-        if self._is_seen_too_long_ago():
+        if self._is_long_ago(self._seen_ns):
             self._seen.clear()
             self._seen_ns = self._clock_ns()
         if noted - self._seen:
@@ -479,9 +476,9 @@ class Publisher:
             self._seen |= {one.raw for one in objects if there.get(one.name) == one.size}
         return noted & self._seen
 
-    def _is_seen_too_long_ago(self) -> bool:
-        """By the wall clock: the other one stands still while the machine sleeps."""
-        return not 0 <= self._clock_ns() - self._seen_ns < TRUSTED_NS
+    def _is_long_ago(self, time_ns: int | None) -> bool:
+        """By the wall clock: the other one stands still while the machine sleeps. None is never."""
+        return time_ns is None or not 0 <= self._clock_ns() - time_ns < TRUSTED_NS
 
     async def _create(self, stored: _Stored) -> None:
         try:

@@ -34,12 +34,11 @@ import trio
 from cryptfs.crypto.keys import VaultKeys
 from cryptfs.crypto.seal import SALT_SIZE, TAG_SIZE, ObjectOpener
 from cryptfs.errors import IntegrityError, ObjectNotFound
-from cryptfs.format.names import COMMITS
 from cryptfs.format.pack import RAW, ZSTD, ChunkPlace, open_chunk
 from cryptfs.ids import CHUNK_SIZE, ObjectKind
 from cryptfs.store.durable import write_atomically
 from cryptfs.store.state import StateFolder
-from cryptfs.sync.listing import listed_numbers
+from cryptfs.sync.listing import listed_head
 from cryptfs.upkeep.gc_plan import GRACE_DAYS, read_clock
 from cryptfs.upkeep.inventory import Checkable
 from cryptfs.upkeep.retention import DAY_NS
@@ -94,10 +93,10 @@ async def delete_abandoned(source: Checkable, names: Iterable[str], head: int) -
         data = await read_ours(source, name)
         if data is None:
             continue
-        if await _head(source) > head:
+        if await listed_head(source.remote) > head:
             break
         await source.remote.delete(name)
-        if await _head(source) > head:
+        if await listed_head(source.remote) > head:
             await source.remote.create(name, data)
             break
         sizes.append(len(data))
@@ -112,10 +111,6 @@ async def read_ours(source: Checkable, name: str) -> bytes | None:
         return None
     is_it = await trio.to_thread.run_sync(is_ours, source.keys, name, data)
     return data if is_it else None
-
-
-async def _head(source: Checkable) -> int:
-    return max(await listed_numbers(source.remote, COMMITS), default=0)
 
 
 def _path(state: StateFolder) -> Path:

@@ -471,8 +471,7 @@ class Collector:
 
     async def _read_line(self, inventory: Inventory) -> LineReport:
         source = self._source
-        digests = {epoch.number: epoch.digest for epoch in source.progress.epochs()}
-        line = Line(source.keys, digests, KeptLine(source.state.line))
+        line = Line(source.keys, source.progress.digests(), KeptLine(source.state.line))
         return await LineCheck(line, inventory, Tally()).run()
 
     async def _delete_dead(self, run: _Run, dead: DeadObject) -> None:

@@ -67,15 +67,20 @@ async def fill(vault: Vault) -> None:
         await write_file(vault, b"%d" % number, noise(200_000, number))
 
 
-async def break_off(device: Device, line: Line) -> None:
-    """A life that sends five packs and then loses its line."""
-    async with device.opened(background=False) as vault:
-        await fill(vault)
-        line.cut_after(5)
-        with pytest.raises(VaultUnreachable):
-            await vault.publisher.publish()
-        assert line.created == ["packs"] * 6
+async def send_five(vault: Vault, line: Line) -> None:
+    """Sends five packs, and then the line is lost for a while."""
+    await fill(vault)
+    line.cut_after(5)
+    with pytest.raises(VaultUnreachable):
+        await vault.publisher.publish()
+    assert line.created == ["packs"] * 6
     line.mend()
+
+
+async def break_off(device: Device, line: Line) -> None:
+    """A life in which five packs are sent."""
+    async with device.opened(background=False) as vault:
+        await send_five(vault, line)
 
 
 async def second_sees(device: Device, vault: Vault) -> None:
@@ -89,11 +94,7 @@ async def second_sees(device: Device, vault: Vault) -> None:
 async def test_the_same_process_sends_only_the_rest(device: Device) -> None:
     line = Line(device)
     async with device.opened(background=False) as vault:
-        await fill(vault)
-        line.cut_after(5)
-        with pytest.raises(VaultUnreachable):
-            await vault.publisher.publish()
-        line.mend()
+        await send_five(vault, line)
         await vault.publisher.publish()
         # Before the commit goes up it is looked whether the one that it continues is there.
         assert [call.verb for call in line.calls] == [*["create"] * 3, "get", "create"]
@@ -142,11 +143,7 @@ def clean_up_elsewhere(device: Device, packs: int) -> None:
 async def test_what_was_seen_weeks_ago_is_looked_for_again(device: Device) -> None:
     line = Line(device)
     async with device.opened(background=False) as vault:
-        await fill(vault)
-        line.cut_after(5)
-        with pytest.raises(VaultUnreachable):
-            await vault.publisher.publish()
-        line.mend()
+        await send_five(vault, line)
         clean_up_elsewhere(device, 2)
         await vault.publisher.publish()
         assert line.created == ["packs"] * (3 + 2) + ["commits"]
